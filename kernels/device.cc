@@ -1,0 +1,47 @@
+#include "kernels/device.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cpu/cpu_device.h"
+#include "kernels/status.h"
+
+namespace trireme {
+namespace {
+constexpr size_t kAlignment = 256;
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const DeviceOptions& options) {
+  if (options.name == "cpu") return NewCpuDevice(options.threads);
+  return absl::InvalidArgumentError(
+      absl::StrCat("--device ", options.name, ": this build has no such device; available: cpu"));
+}
+
+absl::StatusOr<Tensor> Tensor::Create(Device& device, DType dtype, Shape shape) {
+  Tensor tensor;
+  ASSIGN_OR_RETURN(tensor.buffer_, device.Allocate(static_cast<size_t>(shape.elements()) * SizeOf(dtype)));
+  tensor.view_ = TensorView(tensor.buffer_.data(), dtype, shape);
+  return tensor;
+}
+
+absl::StatusOr<Arena> Arena::Create(Device& device, size_t bytes) {
+  Arena arena;
+  ASSIGN_OR_RETURN(arena.buffer_, device.Allocate(bytes));
+  return arena;
+}
+
+size_t Arena::Footprint(DType dtype, const Shape& shape) {
+  const size_t bytes = static_cast<size_t>(shape.elements()) * SizeOf(dtype);
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+TensorView Arena::Allocate(DType dtype, Shape shape) {
+  const size_t bytes = Footprint(dtype, shape);
+  CHECK_LE(used_ + bytes, buffer_.bytes()) << "arena too small";
+  void* data = static_cast<char*>(buffer_.data()) + used_;
+  used_ += bytes;
+  peak_ = std::max(peak_, used_);
+  return TensorView(data, dtype, shape);
+}
+
+}  // namespace trireme

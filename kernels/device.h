@@ -1,0 +1,125 @@
+// Device and Stream: hardware seam 1 of 2 (the other is parallel/communicator.h). A Device owns memory and makes
+// Streams; a Stream is an ordered queue of ops. The CPU's stream runs inline: an op is done when its call returns.
+// Threads: a Device may be used from any thread, a Stream from one thread at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/tensor.h"
+
+namespace trireme {
+
+struct OpTable;
+class Stream;
+
+// Owns device memory, aligned to 256 bytes. Move-only; must not outlive its Device.
+class Buffer {
+ public:
+  using Free = void (*)(void* data, size_t bytes);
+  Buffer() = default;
+  Buffer(void* data, size_t bytes, Free free) : data_(data), bytes_(bytes), free_(free) {}
+  Buffer(Buffer&& other) noexcept { *this = std::move(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    std::swap(free_, other.free_);
+    return *this;
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() {
+    if (data_ != nullptr) free_(data_, bytes_);
+  }
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+  Free free_ = nullptr;
+};
+
+struct DeviceSpec {
+  std::string name;          // "cpu", later "cuda:0 NVIDIA H200"
+  int threads = 1;           // CPU: threads an op may use
+  bool host_memory = true;   // device pointers may be read by the host
+  int64_t memory_bytes = 0;  // total memory of the device
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  const DeviceSpec& spec() const { return spec_; }
+  // Zero-filled. Fails with ResourceExhausted naming the bytes asked for.
+  virtual absl::StatusOr<Buffer> Allocate(size_t bytes) = 0;
+  virtual absl::StatusOr<std::unique_ptr<Stream>> NewStream() = 0;
+
+ protected:
+  DeviceSpec spec_;
+};
+
+class Stream {
+ public:
+  virtual ~Stream() = default;
+  const OpTable& ops() const { return *ops_; }
+  Device& device() const { return *device_; }
+  // Either side may be host or device memory.
+  virtual void Copy(void* dst, const void* src, size_t bytes) = 0;
+  // Waits for everything enqueued so far; reports what went wrong in it.
+  virtual absl::Status Synchronize() = 0;
+
+ protected:
+  Stream(Device* device, const OpTable* ops) : device_(device), ops_(ops) {}
+  Device* device_;
+  const OpTable* ops_;
+};
+
+struct DeviceOptions {
+  std::string name = "cpu";
+  int threads = 0;      // CPU: threads an op may use; 0 = all cores this process may run on
+  int local_index = 0;  // which of the host's accelerators
+};
+// Opens a device by name. Unknown name, or one this machine lacks: InvalidArgument / Unavailable.
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const DeviceOptions& options);
+
+// A tensor that owns its memory.
+class Tensor {
+ public:
+  Tensor() = default;
+  static absl::StatusOr<Tensor> Create(Device& device, DType dtype, Shape shape);
+  TensorView view() const { return view_; }
+  int64_t bytes() const { return static_cast<int64_t>(buffer_.bytes()); }
+  explicit operator bool() const { return view_.data != nullptr; }
+
+ private:
+  Buffer buffer_;
+  TensorView view_;
+};
+
+// Bump allocator over one Buffer, for a step's activations. Addresses never move; Reset() makes the whole of it free
+// again, so the same calls after a Reset give the same addresses. Asking for more than is left is our fault: CHECK.
+class Arena {
+ public:
+  Arena() = default;
+  static absl::StatusOr<Arena> Create(Device& device, size_t bytes);
+  TensorView Allocate(DType dtype, Shape shape);
+  void Reset() { used_ = 0; }
+  size_t used() const { return used_; }
+  size_t peak() const { return peak_; }
+  size_t capacity() const { return buffer_.bytes(); }
+  // What Allocate takes from the arena for this tensor, padding included.
+  static size_t Footprint(DType dtype, const Shape& shape);
+
+ private:
+  Buffer buffer_;
+  size_t used_ = 0;
+  size_t peak_ = 0;
+};
+
+}  // namespace trireme

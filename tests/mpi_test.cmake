@@ -1,0 +1,34 @@
+# trireme_test(NAME SOURCES... [TIMEOUT seconds]): an ordinary gtest binary, run as one process.
+# trireme_mpi_test(NAME RANKS "1;2;4" SOURCES... [TIMEOUT seconds]): the same binary under mpirun, once per rank count, as
+# tests NAME_np1, NAME_np2, ... Its main (tests/mpi_main.cc) all-reduces the verdict. Each test has a timeout.
+
+# Keeps Open MPI quick and quiet with more ranks than cores, and as root; nothing is needed from the user's environment.
+set(TRIREME_MPI_ENVIRONMENT
+    OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,vader,tcp
+    OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_rmaps_base_oversubscribe=1
+    OMPI_MCA_ess_singleton_isolated=1 OMP_WAIT_POLICY=passive)
+
+function(trireme_test name)
+  cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;LIBRARIES" ${ARGN})
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 120)
+  endif()
+  add_executable(${name} ${arg_SOURCES})
+  target_link_libraries(${name} PRIVATE trireme_testing GTest::gtest_main ${arg_LIBRARIES})
+  add_test(NAME ${name} COMMAND ${name})
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${arg_TIMEOUT} ENVIRONMENT "${TRIREME_MPI_ENVIRONMENT}")
+endfunction()
+
+function(trireme_mpi_test name)
+  cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;RANKS;LIBRARIES" ${ARGN})
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 120)
+  endif()
+  add_executable(${name} ${arg_SOURCES} ${PROJECT_SOURCE_DIR}/tests/parallel/mpi_main.cc)
+  target_link_libraries(${name} PRIVATE trireme_testing MPI::MPI_CXX ${arg_LIBRARIES})
+  foreach(ranks IN LISTS arg_RANKS)
+    add_test(NAME ${name}_np${ranks} COMMAND ${MPIEXEC_EXECUTABLE} --timeout ${arg_TIMEOUT} -np ${ranks} $<TARGET_FILE:${name}>)
+    math(EXPR limit "${arg_TIMEOUT} + 10")
+    set_tests_properties(${name}_np${ranks} PROPERTIES TIMEOUT ${limit} PROCESSORS ${ranks} ENVIRONMENT "${TRIREME_MPI_ENVIRONMENT}")
+  endforeach()
+endfunction()
