@@ -110,6 +110,8 @@ class Arena {
   static absl::StatusOr<Arena> Create(Device& device, size_t bytes);
   TensorView Allocate(DType dtype, Shape shape);
   void Reset() { used_ = 0; }
+  // Frees what was allocated since used() was `mark`.
+  void Rewind(size_t mark) { used_ = mark; }
   size_t used() const { return used_; }
   size_t peak() const { return peak_; }
   size_t capacity() const { return buffer_.bytes(); }

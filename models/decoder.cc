@@ -1,0 +1,68 @@
+#include "models/decoder.h"
+
+namespace trireme {
+
+void Decoder::Embed(Stream& stream, const Batch& batch, TensorView hidden) {
+  Embedding(stream, batch.token_ids, embedding_.view(), embedding_begin_, hidden);
+  groups_->tp->AllReduceSum(stream, hidden);
+}
+
+void Decoder::Forward(Stream& stream, const Batch& batch, const KvCache& kv, TensorView hidden) {
+  const float eps = static_cast<float>(config_.rms_norm_eps);
+  arena_.Reset();
+  const TensorView normed = arena_.Allocate(dtype_, hidden.shape);
+  const TensorView delta = arena_.Allocate(dtype_, hidden.shape);
+  RmsNorm(stream, hidden, layers_[0].input_norm.view(), eps, normed);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const Layer& layer = layers_[i];
+    Attention(stream, batch, layer, kv.Layer(static_cast<int64_t>(i), batch.page_tables), normed, delta);
+    AddRmsNorm(stream, hidden, delta, layer.post_norm.view(), eps, normed);
+    Mlp(stream, layer, normed, delta);
+    if (i + 1 < layers_.size()) {
+      AddRmsNorm(stream, hidden, delta, layers_[i + 1].input_norm.view(), eps, normed);
+    } else {
+      Add(stream, hidden, delta);
+    }
+  }
+}
+
+void Decoder::Attention(Stream& stream, const Batch& batch, const Layer& layer, const PagedKv& kv,
+                        ConstTensorView normed, TensorView delta) {
+  const int64_t tokens = normed.dim(0), head_dim = config_.head_dim;
+  const RopeParams rope{.cos_sin = cos_sin_.view(),
+                        .q_norm = layer.q_norm.view(),
+                        .k_norm = layer.k_norm.view(),
+                        .norm_eps = static_cast<float>(config_.rms_norm_eps)};
+  const size_t mark = arena_.used();
+  const TensorView qkv = arena_.Allocate(dtype_, {tokens, (q_heads_ + 2 * kv_heads_) * head_dim});
+  const TensorView attended = arena_.Allocate(dtype_, {tokens, q_heads_ * head_dim});
+  MatMul(stream, normed, *layer.qkv, layer.qkv_bias.view(), qkv);
+  RopeAndStoreKv(stream, qkv, batch.positions, batch.slot_mapping, rope, q_heads_, kv);
+  PagedAttention(stream, qkv.Columns(0, q_heads_ * head_dim), kv, batch.cu_q_lens, batch.kv_lens, layer.attention,
+                 attended);
+  MatMul(stream, attended, *layer.o, layer.o_bias.view(), delta);
+  groups_->tp->AllReduceSum(stream, delta);
+  arena_.Rewind(mark);
+}
+
+void Decoder::Mlp(Stream& stream, const Layer& layer, ConstTensorView normed, TensorView delta) {
+  const int64_t tokens = normed.dim(0);
+  const size_t mark = arena_.used();
+  const TensorView gate_up = arena_.Allocate(dtype_, {tokens, 2 * intermediate_});
+  const TensorView activated = arena_.Allocate(dtype_, {tokens, intermediate_});
+  MatMul(stream, normed, *layer.gate_up, layer.gate_up_bias.view(), gate_up);
+  SiluAndMul(stream, gate_up, activated);
+  MatMul(stream, activated, *layer.down, layer.down_bias.view(), delta);
+  groups_->tp->AllReduceSum(stream, delta);
+  arena_.Rewind(mark);
+}
+
+void Decoder::Logits(Stream& stream, const Batch& batch, ConstTensorView hidden, TensorView logits) {
+  arena_.Reset();
+  const TensorView rows = arena_.Allocate(dtype_, {batch.logit_count(), config_.hidden_size});
+  GatherRows(stream, hidden, batch.logit_rows, rows);
+  RmsNorm(stream, rows, final_norm_.view(), static_cast<float>(config_.rms_norm_eps), rows);
+  MatMul(stream, rows, *head_, ConstTensorView(), logits);
+}
+
+}  // namespace trireme

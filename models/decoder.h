@@ -1,0 +1,82 @@
+// One pipeline stage of a decoder-only transformer on this tensor-parallel rank: Llama 2/3, Mistral, Qwen2, Qwen3. The
+// architecture is the config's fields; the forward pass is a page of ops in the paper's order (Touvron et al. 2023; the
+// tensor-parallel cut is Megatron-LM's, Shoeybi et al. 2019, section 3). Used by one thread.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/device.h"
+#include "kernels/ops.h"
+#include "models/batch.h"
+#include "models/config.h"
+#include "models/kv_cache.h"
+#include "models/weights.h"
+#include "parallel/process_groups.h"
+
+namespace trireme {
+
+struct DecoderOptions {
+  DType dtype = DType::kF32;        // of weights, activations and KV cache
+  int64_t max_batch_tokens = 512;   // the largest T
+  int64_t max_logit_rows = 64;      // the largest R
+  int64_t max_positions = 0;        // positions the rotation table covers
+  std::function<void(int64_t bytes_read)> progress;  // called now and then during Load; may be empty
+};
+
+class Decoder {
+ public:
+  // Reads this rank's share of the checkpoint and packs it. `groups` must outlive the decoder.
+  static absl::StatusOr<std::unique_ptr<Decoder>> Load(const ModelConfig& config, const ProcessGroups& groups,
+                                                       WeightLoader& loader, Stream& stream,
+                                                       const DecoderOptions& options);
+
+  // hidden [T, H] = the tokens' embeddings. First stage only.
+  void Embed(Stream& stream, const Batch& batch, TensorView hidden);
+  // hidden [T, H]: the residual stream, advanced by this stage's layers in place.
+  void Forward(Stream& stream, const Batch& batch, const KvCache& kv, TensorView hidden);
+  // logits [R, V / tp] f32 of the batch's logit rows: this rank's piece of the vocabulary. Last stage only.
+  void Logits(Stream& stream, const Batch& batch, ConstTensorView hidden, TensorView logits);
+
+  Range layers() const { return layer_range_; }          // of the model
+  Range vocabulary() const { return vocabulary_; }       // ids whose logits this rank computes
+  int64_t kv_heads() const { return kv_heads_; }         // of this rank
+  int64_t weight_bytes() const { return weight_bytes_; }
+  const ModelConfig& config() const { return config_; }
+
+ private:
+  struct Layer {
+    Tensor input_norm, post_norm;             // [H]
+    std::unique_ptr<LinearWeight> qkv;        // [(Hq + 2 Hkv) D, H]
+    std::unique_ptr<LinearWeight> o;          // [H, Hq D]
+    std::unique_ptr<LinearWeight> gate_up;    // [2 I, H]
+    std::unique_ptr<LinearWeight> down;       // [H, I]
+    Tensor qkv_bias, o_bias, gate_up_bias, down_bias;
+    Tensor q_norm, k_norm;                    // [D]
+    AttentionShape attention;
+  };
+  class Builder;  // loads; in decoder_load.cc
+
+  Decoder() = default;
+  void Attention(Stream& stream, const Batch& batch, const Layer& layer, const PagedKv& kv, ConstTensorView normed,
+                 TensorView delta);
+  void Mlp(Stream& stream, const Layer& layer, ConstTensorView normed, TensorView delta);
+
+  ModelConfig config_;
+  const ProcessGroups* groups_ = nullptr;
+  DType dtype_ = DType::kF32;
+  Range layer_range_, vocabulary_;
+  int64_t q_heads_ = 0, kv_heads_ = 0, intermediate_ = 0;
+  int64_t embedding_begin_ = 0;
+  int64_t weight_bytes_ = 0;
+  Tensor embedding_;                    // [V / tp, H], first stage
+  std::vector<Layer> layers_;
+  Tensor final_norm_;                   // last stage
+  std::unique_ptr<LinearWeight> head_;  // [V / tp, H], last stage
+  Tensor cos_sin_;                      // [max_positions, D] f32
+  Arena arena_;                         // activations of one call
+};
+
+}  // namespace trireme

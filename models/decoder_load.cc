@@ -1,0 +1,159 @@
+// Loading of a decoder stage: reads this rank's pieces, fuses q/k/v and gate/up into one matrix each, packs them.
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "kernels/status.h"
+#include "models/decoder.h"
+#include "models/memory_plan.h"
+
+namespace trireme {
+
+class Decoder::Builder {
+ public:
+  Builder(Decoder& decoder, WeightLoader& loader, Stream& stream, const DecoderOptions& options)
+      : decoder_(decoder),
+        loader_(loader),
+        stream_(stream),
+        options_(options),
+        tp_(decoder.groups_->tp_index()),
+        tp_size_(decoder.groups_->topology.tp_size) {}
+
+  // The pieces of `specs`, stacked by rows, on the host. Empty specs are skipped; nothing at all gives an empty buffer.
+  absl::StatusOr<TensorView> Read(const std::vector<const WeightSpec*>& specs, std::vector<char>& host) {
+    int64_t rows = 0, columns = 1;
+    for (const WeightSpec* spec : specs) {
+      const Range piece = PieceOfSpec(*spec, tp_, tp_size_);
+      rows += spec->split == Split::kCols ? spec->shape[0] : piece.size();
+      if (spec->shape.rank == 2) columns = spec->split == Split::kCols ? piece.size() : spec->shape[1];
+    }
+    const bool matrix = specs[0]->shape.rank == 2;
+    host.resize(static_cast<size_t>(rows * columns) * SizeOf(decoder_.dtype_));
+    const TensorView all(host.data(), decoder_.dtype_, matrix ? Shape{rows, columns} : Shape{rows});
+    int64_t row = 0;
+    for (const WeightSpec* spec : specs) {
+      const Range piece = PieceOfSpec(*spec, tp_, tp_size_);
+      const int64_t count = spec->split == Split::kCols ? spec->shape[0] : piece.size();
+      RETURN_IF_ERROR(loader_.Load(*spec, tp_, tp_size_, all.Rows(row, count)));
+      row += count;
+    }
+    if (options_.progress) options_.progress(loader_.bytes_read());
+    return all;
+  }
+
+  absl::Status Vector(const std::vector<const WeightSpec*>& specs, Tensor& out) {
+    if (specs[0]->name.empty()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(const TensorView host, Read(specs, host_));
+    ASSIGN_OR_RETURN(out, Tensor::Create(stream_.device(), host.dtype, host.shape));
+    stream_.Copy(out.view().data, host.data, static_cast<size_t>(host.bytes()));
+    RETURN_IF_ERROR(stream_.Synchronize());
+    decoder_.weight_bytes_ += out.bytes();
+    return absl::OkStatus();
+  }
+
+  // A row-parallel layer's bias must enter the sum over ranks once.
+  absl::Status BiasOnce(const WeightSpec& spec, Tensor& out) {
+    return tp_ == 0 ? Vector({&spec}, out) : absl::OkStatus();
+  }
+
+  absl::Status Linear(const std::vector<const WeightSpec*>& specs, std::unique_ptr<LinearWeight>& out) {
+    ASSIGN_OR_RETURN(const TensorView host, Read(specs, host_));
+    ASSIGN_OR_RETURN(out, PackLinear(stream_, host, decoder_.dtype_));
+    RETURN_IF_ERROR(stream_.Synchronize());
+    decoder_.weight_bytes_ += out->bytes;
+    return absl::OkStatus();
+  }
+
+  absl::Status LoadLayer(int64_t index, const LayerWeightSpecs& specs, Layer& layer) {
+    RETURN_IF_ERROR(Vector({&specs.input_norm}, layer.input_norm));
+    RETURN_IF_ERROR(Linear({&specs.q, &specs.k, &specs.v}, layer.qkv));
+    RETURN_IF_ERROR(Vector({&specs.q_bias, &specs.k_bias, &specs.v_bias}, layer.qkv_bias));
+    RETURN_IF_ERROR(Vector({&specs.q_norm}, layer.q_norm));
+    RETURN_IF_ERROR(Vector({&specs.k_norm}, layer.k_norm));
+    RETURN_IF_ERROR(Linear({&specs.o}, layer.o));
+    RETURN_IF_ERROR(BiasOnce(specs.o_bias, layer.o_bias));
+    RETURN_IF_ERROR(Vector({&specs.post_norm}, layer.post_norm));
+    RETURN_IF_ERROR(Linear({&specs.gate, &specs.up}, layer.gate_up));
+    RETURN_IF_ERROR(Vector({&specs.gate_bias, &specs.up_bias}, layer.gate_up_bias));
+    RETURN_IF_ERROR(Linear({&specs.down}, layer.down));
+    RETURN_IF_ERROR(BiasOnce(specs.down_bias, layer.down_bias));
+    layer.attention.scale = 1.0f / std::sqrt(static_cast<float>(decoder_.config_.head_dim));
+    layer.attention.sliding_window = decoder_.config_.SlidingWindow(index);
+    return absl::OkStatus();
+  }
+
+  absl::Status RotationTable() {
+    const std::vector<double> frequencies = RopeFrequencies(decoder_.config_);
+    const int64_t half = static_cast<int64_t>(frequencies.size());
+    std::vector<float> table(static_cast<size_t>(options_.max_positions * 2 * half));
+    for (int64_t position = 0; position < options_.max_positions; ++position) {
+      for (int64_t i = 0; i < half; ++i) {
+        const double angle = static_cast<double>(position) * frequencies[i];
+        table[position * 2 * half + i] = static_cast<float>(std::cos(angle));
+        table[position * 2 * half + half + i] = static_cast<float>(std::sin(angle));
+      }
+    }
+    ASSIGN_OR_RETURN(decoder_.cos_sin_,
+                     Tensor::Create(stream_.device(), DType::kF32, {options_.max_positions, 2 * half}));
+    stream_.Copy(decoder_.cos_sin_.view().data, table.data(), table.size() * sizeof(float));
+    return stream_.Synchronize();
+  }
+
+  absl::Status Activations() {
+    const Decoder& d = decoder_;
+    const int64_t tokens = options_.max_batch_tokens, hidden = d.config_.hidden_size;
+    const int64_t qkv = (2 * d.q_heads_ + 2 * d.kv_heads_) * d.config_.head_dim, mlp = 3 * d.intermediate_;
+    const auto footprint = [&](int64_t rows, int64_t columns) {
+      return Arena::Footprint(d.dtype_, {rows, columns}) + 512;
+    };
+    const size_t forward = 2 * footprint(tokens, hidden) + std::max(footprint(tokens, qkv), footprint(tokens, mlp));
+    ASSIGN_OR_RETURN(decoder_.arena_,
+                     Arena::Create(stream_.device(), std::max(forward, footprint(options_.max_logit_rows, hidden))));
+    return absl::OkStatus();
+  }
+
+ private:
+  Decoder& decoder_;
+  WeightLoader& loader_;
+  Stream& stream_;
+  const DecoderOptions& options_;
+  const int tp_, tp_size_;
+  std::vector<char> host_;  // reused, so that the peak is one matrix
+};
+
+absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const ModelConfig& config, const ProcessGroups& groups,
+                                                       WeightLoader& loader, Stream& stream,
+                                                       const DecoderOptions& options) {
+  const DecoderWeightSpecs specs = WeightSpecsOf(config);
+  RETURN_IF_ERROR(loader.Check(AllWeightSpecs(config)));
+  std::unique_ptr<Decoder> decoder(new Decoder);
+  decoder->config_ = config;
+  decoder->groups_ = &groups;
+  decoder->dtype_ = options.dtype;
+  const int tp = groups.tp_index(), tp_size = groups.topology.tp_size;
+  decoder->layer_range_ = StageLayers(config, groups.topology.pp_size)[groups.pp_index()];
+  decoder->vocabulary_ = PieceOfSpec(specs.head, tp, tp_size);
+  decoder->q_heads_ = PieceOfSpec(specs.layers[0].q, tp, tp_size).size() / config.head_dim;
+  decoder->kv_heads_ = PieceOfSpec(specs.layers[0].k, tp, tp_size).size() / config.head_dim;
+  decoder->intermediate_ = PieceOfSpec(specs.layers[0].gate, tp, tp_size).size();
+  Builder builder(*decoder, loader, stream, options);
+  if (groups.first_stage()) {
+    RETURN_IF_ERROR(builder.Vector({&specs.embedding}, decoder->embedding_));
+    decoder->embedding_begin_ = PieceOfSpec(specs.embedding, tp, tp_size).begin;
+  }
+  decoder->layers_.resize(decoder->layer_range_.size());
+  for (int64_t i = 0; i < decoder->layer_range_.size(); ++i) {
+    const int64_t index = decoder->layer_range_.begin + i;
+    RETURN_IF_ERROR(builder.LoadLayer(index, specs.layers[index], decoder->layers_[i]));
+  }
+  if (groups.last_stage()) {
+    RETURN_IF_ERROR(builder.Vector({&specs.final_norm}, decoder->final_norm_));
+    RETURN_IF_ERROR(builder.Linear({&specs.head}, decoder->head_));
+  }
+  RETURN_IF_ERROR(builder.RotationTable());
+  RETURN_IF_ERROR(builder.Activations());
+  return decoder;
+}
+
+}  // namespace trireme

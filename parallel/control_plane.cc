@@ -1,0 +1,287 @@
+#include "parallel/control_plane.h"
+
+#include <mpi.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <climits>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <list>
+#include <unordered_map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/check.h"
+#include "parallel/mpi_check.h"
+#include "parallel/mpi_environment.h"
+
+namespace trireme {
+namespace {
+
+// What a shell reports for abort(): a failed CHECK looks the same with and without MPI.
+constexpr int kFatalExitCode = 134;
+
+// Polls before a waiting rank offers its core to others. A poll takes about 0.1 us, so a message that is on its way is
+// met without a system call, and an over-subscribed peer gets the core after a few microseconds.
+constexpr int kSpins = 50;
+
+void AbortJob() {
+  int initialized = 0, finalized = 0;
+  MPI_Initialized(&initialized);
+  MPI_Finalized(&finalized);
+  if (initialized && !finalized) MPI_Abort(MPI_COMM_WORLD, kFatalExitCode);
+}
+
+int IntCount(size_t bytes) {
+  CHECK_LE(bytes, static_cast<size_t>(INT_MAX)) << "message too long for MPI";
+  return static_cast<int>(bytes);
+}
+
+// Spins first, then yields.
+class Backoff {
+ public:
+  void Pause() {
+    if (++polls_ > kSpins) sched_yield();
+  }
+
+ private:
+  int polls_ = 0;
+};
+
+}  // namespace
+
+namespace mpi_internal {
+void FatalMpiError(int code, const char* call, const char* file, int line) {
+  char text[MPI_MAX_ERROR_STRING];
+  int length = 0;
+  if (MPI_Error_string(code, text, &length) != MPI_SUCCESS) length = 0;
+  Fatal(file, line, absl::StrCat(call, " failed: ", std::string(text, length)));
+}
+}  // namespace mpi_internal
+
+struct ControlPlane::Impl {
+  struct PendingSend {
+    std::string bytes;
+    MPI_Request request = MPI_REQUEST_NULL;
+  };
+
+  MPI_Comm collectives = MPI_COMM_NULL;
+  MPI_Comm messages = MPI_COMM_NULL;
+  // List nodes never move, so MPI may hold pointers into them; spare ones are reused without allocating.
+  std::list<PendingSend> pending, spare;
+  std::unordered_map<int, std::deque<std::string>> to_self;  // by channel
+
+  void ReapSends() {
+    for (auto it = pending.begin(); it != pending.end();) {
+      int done = 0;
+      MPI_CHECK(MPI_Test(&it->request, &done, MPI_STATUS_IGNORE));
+      const auto next = std::next(it);
+      if (done) spare.splice(spare.begin(), pending, it);
+      it = next;
+    }
+  }
+};
+
+ControlPlane::ControlPlane() : impl_(std::make_unique<Impl>()) {}
+
+absl::StatusOr<std::unique_ptr<ControlPlane>> ControlPlane::Start(int* argc, char*** argv) {
+  int initialized = 0;
+  MPI_Initialized(&initialized);
+  CHECK(!initialized) << "a process has one MPI session";
+  PrepareMpiEnvironment();
+  int provided = 0;
+  // MPI_THREAD_MULTIPLE lets a failed CHECK abort the job from any thread; with less it still nearly always works.
+  if (const int code = MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &provided);
+      code != MPI_SUCCESS) {
+    return absl::InternalError(
+        absl::StrCat("MPI_Init_thread failed with code ", code, "; `trireme doctor` checks MPI"));
+  }
+  // Inherited by every communicator derived from it; MPI_CHECK then says where.
+  MPI_CHECK(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
+
+  std::unique_ptr<ControlPlane> plane(new ControlPlane);
+  Impl& impl = *plane->impl_;
+  MPI_CHECK(MPI_Comm_rank(MPI_COMM_WORLD, &plane->rank_));
+  MPI_CHECK(MPI_Comm_size(MPI_COMM_WORLD, &plane->size_));
+  char name[MPI_MAX_PROCESSOR_NAME];
+  int length = 0;
+  MPI_CHECK(MPI_Get_processor_name(name, &length));
+  plane->host_.assign(name, length);
+  SetFatalPrefix(absl::StrCat("rank ", plane->rank_, " (", plane->host_, ")"));
+  SetFatalHandler(&AbortJob);
+
+  MPI_Comm host = MPI_COMM_NULL;
+  MPI_CHECK(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, plane->rank_, MPI_INFO_NULL,
+                                &host));
+  MPI_CHECK(MPI_Comm_rank(host, &plane->local_rank_));
+  MPI_CHECK(MPI_Comm_size(host, &plane->local_size_));
+  MPI_CHECK(MPI_Comm_free(&host));
+  MPI_CHECK(MPI_Comm_dup(MPI_COMM_WORLD, &impl.collectives));
+  MPI_CHECK(MPI_Comm_dup(MPI_COMM_WORLD, &impl.messages));
+  return plane;
+}
+
+ControlPlane::~ControlPlane() {
+  FlushSends();
+  MPI_Comm_free(&impl_->messages);
+  MPI_Comm_free(&impl_->collectives);
+  SetFatalHandler(nullptr);
+  MPI_Finalize();
+}
+
+void ControlPlane::Broadcast(std::string* bytes, int root) {
+  CHECK(root >= 0 && root < size_) << "root " << root;
+  if (size_ == 1) return;
+  // The size travels with the first bytes, so that a small message is one collective.
+  struct Packet {
+    int64_t size;
+    char data[1024 - sizeof(int64_t)];
+  } packet;
+  if (rank_ == root) {
+    packet.size = static_cast<int64_t>(bytes->size());
+    std::memcpy(packet.data, bytes->data(), std::min(bytes->size(), sizeof(packet.data)));
+  }
+  MPI_CHECK(MPI_Bcast(&packet, sizeof(packet), MPI_BYTE, root, impl_->collectives));
+  const size_t total = static_cast<size_t>(packet.size);
+  size_t done = std::min(total, sizeof(packet.data));
+  if (rank_ != root) {
+    bytes->resize(total);
+    std::memcpy(bytes->data(), packet.data, done);
+  }
+  constexpr size_t kPiece = size_t{1} << 30;  // MPI counts are ints
+  for (; done < total; done += std::min(kPiece, total - done)) {
+    MPI_CHECK(MPI_Bcast(bytes->data() + done, IntCount(std::min(kPiece, total - done)), MPI_BYTE,
+                        root, impl_->collectives));
+  }
+}
+
+namespace {
+
+// Sizes and displacements of a Gatherv / Allgatherv of strings.
+struct Layout {
+  explicit Layout(int ranks) : sizes(ranks), offsets(ranks) {}
+  void Place() {
+    size_t total = 0;
+    for (size_t r = 0; r < sizes.size(); ++r) {
+      offsets[r] = IntCount(total);
+      total += static_cast<size_t>(sizes[r]);
+    }
+    all.resize(static_cast<size_t>(IntCount(total)));
+  }
+  std::vector<std::string> Cut() const {
+    std::vector<std::string> parts;
+    for (size_t r = 0; r < sizes.size(); ++r) {
+      parts.emplace_back(all, static_cast<size_t>(offsets[r]), static_cast<size_t>(sizes[r]));
+    }
+    return parts;
+  }
+  std::vector<int> sizes, offsets;
+  std::string all;
+};
+
+}  // namespace
+
+std::vector<std::string> ControlPlane::Gather(const std::string& bytes, int root) {
+  CHECK(root >= 0 && root < size_) << "root " << root;
+  if (size_ == 1) return {bytes};
+  const int mine = IntCount(bytes.size());
+  Layout layout(rank_ == root ? size_ : 0);
+  MPI_CHECK(MPI_Gather(&mine, 1, MPI_INT, layout.sizes.data(), 1, MPI_INT, root,
+                       impl_->collectives));
+  layout.Place();
+  MPI_CHECK(MPI_Gatherv(bytes.data(), mine, MPI_BYTE, layout.all.data(), layout.sizes.data(),
+                        layout.offsets.data(), MPI_BYTE, root, impl_->collectives));
+  return layout.Cut();
+}
+
+std::vector<std::string> ControlPlane::AllGather(const std::string& bytes) {
+  if (size_ == 1) return {bytes};
+  const int mine = IntCount(bytes.size());
+  Layout layout(size_);
+  MPI_CHECK(
+      MPI_Allgather(&mine, 1, MPI_INT, layout.sizes.data(), 1, MPI_INT, impl_->collectives));
+  layout.Place();
+  MPI_CHECK(MPI_Allgatherv(bytes.data(), mine, MPI_BYTE, layout.all.data(), layout.sizes.data(),
+                           layout.offsets.data(), MPI_BYTE, impl_->collectives));
+  return layout.Cut();
+}
+
+void ControlPlane::Barrier() { MPI_CHECK(MPI_Barrier(impl_->collectives)); }
+
+absl::Status ControlPlane::Agree(const absl::Status& status) {
+  int failing = status.ok() ? size_ : rank_;
+  MPI_CHECK(MPI_Allreduce(MPI_IN_PLACE, &failing, 1, MPI_INT, MPI_MIN, impl_->collectives));
+  if (failing == size_) return absl::OkStatus();
+  std::string packed;
+  if (rank_ == failing) {
+    packed = absl::StrCat(status.raw_code(), " ", status.message());
+  }
+  Broadcast(&packed, failing);
+  char* message = nullptr;
+  const auto code = static_cast<absl::StatusCode>(std::strtol(packed.c_str(), &message, 10));
+  return absl::Status(code, packed.substr(message + 1 - packed.c_str()));
+}
+
+void ControlPlane::Send(int peer, int channel, std::string bytes) {
+  CHECK(peer >= 0 && peer < size_) << "peer " << peer;
+  CHECK_GE(channel, 0);
+  impl_->ReapSends();
+  if (peer == rank_) {
+    impl_->to_self[channel].push_back(std::move(bytes));
+    return;
+  }
+  auto& spare = impl_->spare;
+  if (spare.empty()) spare.emplace_back();
+  const auto send = spare.begin();
+  send->bytes = std::move(bytes);
+  MPI_CHECK(MPI_Isend(send->bytes.data(), IntCount(send->bytes.size()), MPI_BYTE, peer, channel,
+                      impl_->messages, &send->request));
+  impl_->pending.splice(impl_->pending.end(), spare, send);
+}
+
+std::optional<std::string> ControlPlane::TryReceive(int peer, int channel) {
+  CHECK(peer >= 0 && peer < size_) << "peer " << peer;
+  if (!impl_->pending.empty()) impl_->ReapSends();
+  if (peer == rank_) {
+    auto& queue = impl_->to_self[channel];
+    if (queue.empty()) return std::nullopt;
+    std::string bytes = std::move(queue.front());
+    queue.pop_front();
+    return bytes;
+  }
+  int found = 0;
+  MPI_Message message;
+  MPI_Status status;
+  MPI_CHECK(MPI_Improbe(peer, channel, impl_->messages, &found, &message, &status));
+  if (!found) return std::nullopt;
+  int count = 0;
+  MPI_CHECK(MPI_Get_count(&status, MPI_BYTE, &count));
+  std::string bytes(static_cast<size_t>(count), '\0');
+  MPI_CHECK(MPI_Mrecv(bytes.data(), count, MPI_BYTE, &message, MPI_STATUS_IGNORE));
+  return bytes;
+}
+
+std::string ControlPlane::Receive(int peer, int channel) {
+  for (Backoff backoff;; backoff.Pause()) {
+    if (std::optional<std::string> bytes = TryReceive(peer, channel)) return *std::move(bytes);
+    CHECK(peer != rank_) << "nothing was sent to channel " << channel << " of this rank itself";
+  }
+}
+
+void ControlPlane::FlushSends() {
+  for (Backoff backoff;; backoff.Pause()) {
+    impl_->ReapSends();
+    if (impl_->pending.empty()) return;
+  }
+}
+
+void ControlPlane::Abort(int exit_code) {
+  std::fflush(nullptr);
+  MPI_Abort(MPI_COMM_WORLD, exit_code);
+  std::abort();
+}
+
+}  // namespace trireme

@@ -1,0 +1,180 @@
+#include "parallel/mpi_communicator.h"
+
+#include <mpi.h>
+
+#include <climits>
+#include <cstring>
+#include <deque>
+#include <vector>
+
+#include "kernels/check.h"
+#include "parallel/mpi_check.h"
+#include "parallel/rank_sum.h"
+#include "parallel/topology.h"
+
+namespace trireme {
+namespace {
+
+// Up to this many bytes AllReduceSum lets every rank gather and sum everything (one collective); above it each rank sums
+// one piece and the pieces are gathered (two collectives, 2/size of the traffic).
+constexpr int64_t kDirectBytes = 8192;
+
+int IntCount(int64_t bytes) {
+  CHECK_LE(bytes, int64_t{INT_MAX}) << "message too long for MPI";
+  return static_cast<int>(bytes);
+}
+
+class MpiCommunicator final : public Communicator {
+ public:
+  explicit MpiCommunicator(MPI_Comm comm) : comm_(comm) {
+    MPI_CHECK(MPI_Comm_rank(comm, &rank_));
+    MPI_CHECK(MPI_Comm_size(comm, &size_));
+  }
+  ~MpiCommunicator() override;
+
+  void AllReduceSum(Stream& stream, TensorView data) override;
+  void AllGather(Stream& stream, ConstTensorView in, TensorView out) override;
+  int64_t Send(Stream& stream, ConstTensorView data, int peer) override;
+  void WaitSend(Stream& stream, int64_t ticket) override;
+  void Recv(Stream& stream, TensorView data, int peer) override;
+
+ private:
+  void GatherAndSum(TensorView data);
+  void ReduceScatterAndGather(TensorView data);
+  char* Scratch(int64_t bytes);
+
+  MPI_Comm comm_;
+  std::vector<char> scratch_;
+  std::vector<const void*> inputs_;
+  // Requests of the tickets [first_ticket_, first_ticket_ + sends_.size()); older ones are complete.
+  std::deque<MPI_Request> sends_;
+  int64_t first_ticket_ = 1;
+};
+
+void CheckStream(Stream& stream) {
+  CHECK(stream.device().spec().host_memory) << "MPI moves host memory only; device "
+                                            << stream.device().spec().name;
+}
+
+MpiCommunicator::~MpiCommunicator() {
+  int finalized = 0;
+  MPI_Finalized(&finalized);
+  CHECK(!finalized) << "a communicator outlived the control plane";
+  MPI_Comm_free(&comm_);
+}
+
+char* MpiCommunicator::Scratch(int64_t bytes) {
+  if (scratch_.size() < static_cast<size_t>(bytes)) scratch_.resize(static_cast<size_t>(bytes));
+  return scratch_.data();
+}
+
+void MpiCommunicator::AllReduceSum(Stream& stream, TensorView data) {
+  CheckStream(stream);
+  CHECK(data.contiguous());
+  CHECK(IsFloat(data.dtype)) << Name(data.dtype);
+  if (data.elements() == 0) return;
+  if (data.bytes() <= kDirectBytes) {
+    GatherAndSum(data);
+  } else {
+    ReduceScatterAndGather(data);
+  }
+}
+
+void MpiCommunicator::GatherAndSum(TensorView data) {
+  const int bytes = IntCount(data.bytes());
+  char* all = Scratch(int64_t{bytes} * size_);
+  MPI_CHECK(MPI_Allgather(data.data, bytes, MPI_BYTE, all, bytes, MPI_BYTE, comm_));
+  inputs_.clear();
+  for (int r = 0; r < size_; ++r) inputs_.push_back(all + int64_t{bytes} * r);
+  SumInOrder(data.dtype, inputs_, data.elements(), data.data);
+  bytes_moved_ += 2 * (size_ - 1) * int64_t{bytes};
+}
+
+void MpiCommunicator::ReduceScatterAndGather(TensorView data) {
+  const int64_t item = static_cast<int64_t>(SizeOf(data.dtype));
+  std::vector<int> sizes(size_), offsets(size_), in_sizes(size_), in_offsets(size_);
+  const Range mine = PieceOf(data.elements(), size_, rank_);
+  const int64_t piece_bytes = mine.size() * item;
+  char* pieces = Scratch(piece_bytes * size_);
+  inputs_.clear();
+  for (int r = 0; r < size_; ++r) {
+    const Range range = PieceOf(data.elements(), size_, r);
+    sizes[r] = IntCount(range.size() * item);
+    offsets[r] = IntCount(range.begin * item);
+    in_sizes[r] = IntCount(piece_bytes);
+    in_offsets[r] = IntCount(piece_bytes * r);
+    inputs_.push_back(pieces + in_offsets[r]);
+  }
+  MPI_CHECK(MPI_Alltoallv(data.data, sizes.data(), offsets.data(), MPI_BYTE, pieces,
+                          in_sizes.data(), in_offsets.data(), MPI_BYTE, comm_));
+  SumInOrder(data.dtype, inputs_, mine.size(), data.as<char>() + offsets[rank_]);
+  MPI_CHECK(MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, data.data, sizes.data(),
+                           offsets.data(), MPI_BYTE, comm_));
+  // Out: the others' pieces, then this rank's sum to each of them; in: the same the other way round.
+  bytes_moved_ += 2 * (data.bytes() - piece_bytes) + 2 * (size_ - 1) * piece_bytes;
+}
+
+void MpiCommunicator::AllGather(Stream& stream, ConstTensorView in, TensorView out) {
+  CheckStream(stream);
+  CHECK(in.contiguous() && out.contiguous());
+  CHECK_EQ(in.bytes() * size_, out.bytes());
+  const int bytes = IntCount(in.bytes());
+  if (bytes == 0) return;
+  const bool in_place = in.data == out.as<char>() + int64_t{bytes} * rank_;
+  MPI_CHECK(MPI_Allgather(in_place ? MPI_IN_PLACE : in.data, bytes, MPI_BYTE, out.data, bytes,
+                          MPI_BYTE, comm_));
+  bytes_moved_ += 2 * (size_ - 1) * int64_t{bytes};
+}
+
+int64_t MpiCommunicator::Send(Stream& stream, ConstTensorView data, int peer) {
+  CheckStream(stream);
+  CHECK(data.contiguous());
+  CHECK(peer >= 0 && peer < size_ && peer != rank_) << "peer " << peer;
+  while (!sends_.empty()) {
+    int done = 0;
+    MPI_CHECK(MPI_Test(&sends_.front(), &done, MPI_STATUS_IGNORE));
+    if (!done) break;
+    sends_.pop_front();
+    ++first_ticket_;
+  }
+  sends_.emplace_back();
+  MPI_CHECK(MPI_Isend(data.data, IntCount(data.bytes()), MPI_BYTE, peer, /*tag=*/0, comm_,
+                      &sends_.back()));
+  bytes_moved_ += data.bytes();
+  return first_ticket_ + static_cast<int64_t>(sends_.size()) - 1;
+}
+
+void MpiCommunicator::WaitSend(Stream& stream, int64_t ticket) {
+  CheckStream(stream);
+  const int64_t index = ticket - first_ticket_;
+  CHECK(ticket > 0 && index < static_cast<int64_t>(sends_.size())) << "ticket " << ticket;
+  if (index >= 0) MPI_CHECK(MPI_Wait(&sends_[static_cast<size_t>(index)], MPI_STATUS_IGNORE));
+}
+
+void MpiCommunicator::Recv(Stream& stream, TensorView data, int peer) {
+  CheckStream(stream);
+  CHECK(data.contiguous());
+  CHECK(peer >= 0 && peer < size_ && peer != rank_) << "peer " << peer;
+  MPI_Status status;
+  MPI_CHECK(MPI_Recv(data.data, IntCount(data.bytes()), MPI_BYTE, peer, /*tag=*/0, comm_, &status));
+  int count = 0;
+  MPI_CHECK(MPI_Get_count(&status, MPI_BYTE, &count));
+  CHECK_EQ(int64_t{count}, data.bytes()) << "sent by rank " << peer << " of the group";
+  bytes_moved_ += count;
+}
+
+}  // namespace
+
+std::unique_ptr<Communicator> NewMpiCommunicator(const ControlPlane& control, int color) {
+  MPI_Comm comm = MPI_COMM_NULL;
+  MPI_CHECK(MPI_Comm_split(MPI_COMM_WORLD, color, control.rank(), &comm));
+  int size = 0;
+  MPI_CHECK(MPI_Comm_size(comm, &size));
+  if (size == 1) {
+    MPI_CHECK(MPI_Comm_free(&comm));
+    return NewSelfCommunicator();
+  }
+  return std::make_unique<MpiCommunicator>(comm);
+}
+
+}  // namespace trireme
