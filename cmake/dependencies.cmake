@@ -6,12 +6,18 @@ find_package(MPI REQUIRED COMPONENTS CXX)
 find_package(nlohmann_json REQUIRED)
 find_package(CLI11 REQUIRED)
 find_package(PkgConfig REQUIRED)
-pkg_check_modules(SENTENCEPIECE REQUIRED IMPORTED_TARGET sentencepiece)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 
 # oneDNN: Debian's CMake config asks for OpenCL headers it does not need, so the library is found by name.
 find_library(DNNL_LIBRARY dnnl REQUIRED)
 find_path(DNNL_INCLUDE_DIR oneapi/dnnl/dnnl.hpp REQUIRED)
+
+# SentencePiece: Ubuntu's and Debian 13's pkg-config file asks for a protobuf that its package does not bring.
+find_library(SENTENCEPIECE_LIBRARY sentencepiece REQUIRED)
+find_path(SENTENCEPIECE_INCLUDE_DIR sentencepiece_processor.h REQUIRED)
+add_library(sentencepiece INTERFACE)
+target_link_libraries(sentencepiece INTERFACE ${SENTENCEPIECE_LIBRARY})
+target_include_directories(sentencepiece SYSTEM INTERFACE ${SENTENCEPIECE_INCLUDE_DIR})
 
 # Abseil, statically: its shared form is 64 libraries and 4 ms of start-up.
 find_package(absl REQUIRED)

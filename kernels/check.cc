@@ -17,8 +17,8 @@ void SetFatalHandler(FatalHandler handler) { g_handler.store(handler); }
 void SetFatalPrefix(const std::string& prefix) { Prefix() = prefix; }
 
 void Fatal(const char* file, int line, const std::string& message) {
-  std::fprintf(stderr, "trireme: %s%s%s:%d: %s\n", Prefix().c_str(), Prefix().empty() ? "" : ": ", file, line,
-               message.c_str());
+  std::fprintf(stderr, "trireme: %s%s%s:%d: %s\n", Prefix().c_str(), Prefix().empty() ? "" : ": ",
+               file, line, message.c_str());
   std::fflush(stderr);
   // Exchange, so that a CHECK that fails inside the handler does not run it again.
   if (FatalHandler handler = g_handler.exchange(nullptr)) handler();

@@ -1,6 +1,7 @@
-// CHECK family: for our own faults (broken invariants), never for the world's (files, flags, requests: those are
-// absl::Status). A failed CHECK prints rank, host, file, line and expression in one line, runs the fatal handler and
-// ends the process; `parallel/` installs a handler that ends the whole job. Callable from any thread. Abseil-free.
+// CHECK family: for our own faults (broken invariants), never for the world's (files, flags,
+// requests: those are absl::Status). A failed CHECK prints rank, host, file, line and expression in
+// one line, runs the fatal handler and ends the process; `parallel/` installs a handler that ends
+// the whole job. Callable from any thread. Abseil-free.
 #pragma once
 
 #include <sstream>
@@ -8,8 +9,8 @@
 
 namespace trireme {
 
-// Called once by Fatal() after the message is printed. Must not return normally into the failed code: Fatal() aborts
-// the process if it does.
+// Called once by Fatal() after the message is printed. Must not return normally into the failed
+// code: Fatal() aborts the process if it does.
 using FatalHandler = void (*)();
 void SetFatalHandler(FatalHandler handler);
 
@@ -22,7 +23,9 @@ namespace check_internal {
 // Collects `CHECK(x) << "why"` and ends the process when the full expression is over.
 class FatalStream {
  public:
-  FatalStream(const char* file, int line, const char* what) : file_(file), line_(line) { out_ << what; }
+  FatalStream(const char* file, int line, const char* what) : file_(file), line_(line) {
+    out_ << what;
+  }
   [[noreturn]] ~FatalStream() { Fatal(file_, line_, out_.str()); }
   template <typename T>
   FatalStream& operator<<(const T& value) {
@@ -39,14 +42,15 @@ class FatalStream {
 }  // namespace trireme
 
 #define TRIREME_FATAL(what) ::trireme::check_internal::FatalStream(__FILE__, __LINE__, what)
-#define CHECK(condition) \
+#define CHECK(condition)      \
   if (condition) [[likely]] { \
-  } else \
+  } else                      \
     TRIREME_FATAL("CHECK failed: " #condition " ")
-#define TRIREME_CHECK_OP(a, op, b) \
-  if ((a)op(b)) [[likely]] { \
-  } else \
-    TRIREME_FATAL("CHECK failed: " #a " " #op " " #b " ") << "(" << (a) << " against " << (b) << ") "
+#define TRIREME_CHECK_OP(a, op, b)                        \
+  if ((a)op(b)) [[likely]] {                              \
+  } else                                                  \
+    TRIREME_FATAL("CHECK failed: " #a " " #op " " #b " ") \
+        << "(" << (a) << " against " << (b) << ") "
 #define CHECK_EQ(a, b) TRIREME_CHECK_OP(a, ==, b)
 #define CHECK_NE(a, b) TRIREME_CHECK_OP(a, !=, b)
 #define CHECK_LT(a, b) TRIREME_CHECK_OP(a, <, b)

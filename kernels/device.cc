@@ -19,7 +19,8 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const DeviceOptions& options)
 
 absl::StatusOr<Tensor> Tensor::Create(Device& device, DType dtype, Shape shape) {
   Tensor tensor;
-  ASSIGN_OR_RETURN(tensor.buffer_, device.Allocate(static_cast<size_t>(shape.elements()) * SizeOf(dtype)));
+  ASSIGN_OR_RETURN(tensor.buffer_,
+                   device.Allocate(static_cast<size_t>(shape.elements()) * SizeOf(dtype)));
   tensor.view_ = TensorView(tensor.buffer_.data(), dtype, shape);
   return tensor;
 }

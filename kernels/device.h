@@ -1,6 +1,7 @@
-// Device and Stream: hardware seam 1 of 2 (the other is parallel/communicator.h). A Device owns memory and makes
-// Streams; a Stream is an ordered queue of ops. The CPU's stream runs inline: an op is done when its call returns.
-// Threads: a Device may be used from any thread, a Stream from one thread at a time.
+// Device and Stream: hardware seam 1 of 2 (the other is parallel/communicator.h). A Device owns
+// memory and makes Streams; a Stream is an ordered queue of ops. The CPU's stream runs inline: an
+// op is done when its call returns. Threads: a Device may be used from any thread, a Stream from
+// one thread at a time.
 #pragma once
 
 #include <cstddef>
@@ -102,8 +103,9 @@ class Tensor {
   TensorView view_;
 };
 
-// Bump allocator over one Buffer, for a step's activations. Addresses never move; Reset() makes the whole of it free
-// again, so the same calls after a Reset give the same addresses. Asking for more than is left is our fault: CHECK.
+// Bump allocator over one Buffer, for a step's activations. Addresses never move; Reset() makes the
+// whole of it free again, so the same calls after a Reset give the same addresses. Asking for more
+// than is left is our fault: CHECK.
 class Arena {
  public:
   Arena() = default;

@@ -1,4 +1,5 @@
-// One function pointer per op and backend. Only ops.cc calls through it, after the shapes were checked.
+// One function pointer per op and backend. Only ops.cc calls through it, after the shapes were
+// checked.
 #pragma once
 
 #include "kernels/ops.h"

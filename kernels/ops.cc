@@ -1,0 +1,180 @@
+#include "kernels/ops.h"
+
+#include <algorithm>
+
+#include "kernels/op_table.h"
+
+// One place for the shape and dtype rules of every op, and for what each must at least do and move.
+namespace trireme {
+namespace {
+
+void CheckMatrix(const ConstTensorView& view, const char* what) {
+  CHECK_EQ(view.shape.rank, 2) << what << " must be a matrix";
+  CHECK(IsFloat(view.dtype)) << what << " is " << Name(view.dtype);
+  CHECK(view.dim(0) <= 1 || view.stride0 >= view.dim(1)) << what << " has overlapping rows";
+}
+
+void CheckShape(const ConstTensorView& view, const Shape& shape, DType dtype, const char* what) {
+  CHECK(view.shape == shape) << what << " is " << view.shape.ToString() << ", must be " << shape.ToString();
+  CHECK(view.dtype == dtype) << what << " is " << Name(view.dtype) << ", must be " << Name(dtype);
+}
+
+// A contiguous vector; for those that may be empty, `view` is then not there at all.
+void CheckVector(const ConstTensorView& view, int64_t length, DType dtype, const char* what) {
+  CheckShape(view, Shape{length}, dtype, what);
+  CHECK(length <= 1 || view.stride0 == 1) << what << " must be contiguous";
+}
+
+void CheckKv(const PagedKv& kv, DType dtype) {
+  CHECK_EQ(kv.k.shape.rank, 4) << "the k cache must be [pages, page_size, Hkv, D]";
+  CHECK_GT(kv.k.elements(), 0) << "the k cache is empty";
+  CheckShape(kv.k, kv.k.shape, dtype, "k cache");
+  CheckShape(kv.v, kv.k.shape, dtype, "v cache");
+}
+
+}  // namespace
+
+void Embedding(Stream& stream, ConstTensorView token_ids, ConstTensorView table, int64_t vocab_begin, TensorView out) {
+  CHECK_EQ(token_ids.shape.rank, 1) << "token_ids";
+  CheckVector(token_ids, token_ids.dim(0), DType::kI32, "token_ids");
+  CheckMatrix(table, "embedding table");
+  CheckMatrix(out, "out");
+  CheckShape(out, {token_ids.dim(0), table.dim(1)}, table.dtype, "out");
+  stream.ops().embedding(stream, token_ids, table, vocab_begin, out);
+}
+
+void RmsNorm(Stream& stream, ConstTensorView x, ConstTensorView weight, float eps, TensorView out) {
+  CheckMatrix(x, "x");
+  CheckMatrix(out, "out");
+  CheckVector(weight, x.dim(1), x.dtype, "norm weight");
+  CheckShape(out, x.shape, x.dtype, "out");
+  stream.ops().rms_norm(stream, x, weight, eps, out);
+}
+
+void AddRmsNorm(Stream& stream, TensorView residual, ConstTensorView delta, ConstTensorView weight, float eps,
+                TensorView out) {
+  CheckMatrix(residual, "residual");
+  CheckMatrix(delta, "delta");
+  CheckMatrix(out, "out");
+  CheckShape(delta, residual.shape, residual.dtype, "delta");
+  CheckVector(weight, residual.dim(1), residual.dtype, "norm weight");
+  CheckShape(out, residual.shape, residual.dtype, "out");
+  stream.ops().add_rms_norm(stream, residual, delta, weight, eps, out);
+}
+
+void Add(Stream& stream, TensorView x, ConstTensorView delta) {
+  CheckMatrix(x, "x");
+  CheckMatrix(delta, "delta");
+  CheckShape(delta, x.shape, x.dtype, "delta");
+  stream.ops().add(stream, x, delta);
+}
+
+void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias, TensorView y) {
+  CheckMatrix(x, "x");
+  CheckMatrix(y, "y");
+  CHECK(x.dtype == w.dtype) << "x is " << Name(x.dtype) << ", the weight " << Name(w.dtype);
+  CHECK_EQ(x.dim(1), w.k) << "x has another K than the weight";
+  CheckShape(y, {x.dim(0), w.n}, y.dtype == DType::kF32 ? DType::kF32 : x.dtype, "y");
+  if (bias) CheckVector(bias, w.n, x.dtype, "bias");
+  stream.ops().matmul(stream, x, w, bias, y);
+}
+
+void RopeAndStoreKv(Stream& stream, TensorView qkv, ConstTensorView positions, ConstTensorView slot_mapping,
+                    const RopeParams& rope, int64_t q_heads, const PagedKv& kv) {
+  CheckMatrix(qkv, "qkv");
+  CheckKv(kv, qkv.dtype);
+  const int64_t kv_heads = kv.k.dim(2), head_dim = kv.k.dim(3);
+  CHECK_EQ(qkv.dim(1), (q_heads + 2 * kv_heads) * head_dim) << "qkv has another width than the heads";
+  CHECK_EQ(head_dim % 2, 0) << "rotation needs pairs";
+  CheckVector(positions, qkv.dim(0), DType::kI32, "positions");
+  CheckVector(slot_mapping, qkv.dim(0), DType::kI64, "slot_mapping");
+  CheckMatrix(rope.cos_sin, "cos_sin");
+  CheckShape(rope.cos_sin, {rope.cos_sin.dim(0), head_dim}, DType::kF32, "cos_sin");
+  if (rope.q_norm) CheckVector(rope.q_norm, head_dim, qkv.dtype, "q_norm");
+  if (rope.k_norm) CheckVector(rope.k_norm, head_dim, qkv.dtype, "k_norm");
+  stream.ops().rope_and_store_kv(stream, qkv, positions, slot_mapping, rope, q_heads, kv);
+}
+
+void PagedAttention(Stream& stream, ConstTensorView q, const PagedKv& kv, ConstTensorView cu_q_lens,
+                    ConstTensorView kv_lens, const AttentionShape& shape, TensorView out) {
+  CheckMatrix(q, "q");
+  CheckMatrix(out, "out");
+  CheckShape(out, q.shape, q.dtype, "out");
+  CheckKv(kv, q.dtype);
+  CHECK_EQ(kv_lens.shape.rank, 1) << "kv_lens";
+  const int64_t sequences = kv_lens.dim(0);
+  CheckVector(kv_lens, sequences, DType::kI32, "kv_lens");
+  CheckVector(cu_q_lens, sequences + 1, DType::kI32, "cu_q_lens");
+  CHECK_EQ(kv.page_tables.shape.rank, 2) << "page_tables";
+  CheckShape(kv.page_tables, {sequences, kv.page_tables.dim(1)}, DType::kI32, "page_tables");
+  const int64_t kv_width = kv.k.dim(2) * kv.k.dim(3);
+  CHECK(q.dim(1) > 0 && q.dim(1) % kv_width == 0)
+      << "q has " << q.dim(1) << " columns, no multiple of the kv heads' " << kv_width;
+  CHECK_GE(shape.sliding_window, 0);
+  stream.ops().paged_attention(stream, q, kv, cu_q_lens, kv_lens, shape, out);
+}
+
+void SiluAndMul(Stream& stream, ConstTensorView gate_up, TensorView out) {
+  CheckMatrix(gate_up, "gate_up");
+  CheckMatrix(out, "out");
+  CheckShape(gate_up, {out.dim(0), 2 * out.dim(1)}, out.dtype, "gate_up");
+  stream.ops().silu_and_mul(stream, gate_up, out);
+}
+
+void GatherRows(Stream& stream, ConstTensorView x, ConstTensorView indices, TensorView out) {
+  CheckMatrix(x, "x");
+  CheckMatrix(out, "out");
+  CHECK_EQ(indices.shape.rank, 1) << "indices";
+  CheckVector(indices, indices.dim(0), DType::kI32, "indices");
+  CheckShape(out, {indices.dim(0), x.dim(1)}, x.dtype, "out");
+  stream.ops().gather_rows(stream, x, indices, out);
+}
+
+absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTensorView weight, DType dtype) {
+  CheckMatrix(weight, "weight");
+  CHECK_GT(weight.elements(), 0) << "weight is " << weight.shape.ToString();
+  CHECK(IsFloat(dtype)) << "weights cannot be packed to " << Name(dtype);
+  return stream.ops().pack_linear(stream, weight, dtype);
+}
+
+namespace {
+OpCost Cost(double flops, double bytes) { return {flops, bytes}; }
+double Bytes(DType dtype) { return static_cast<double>(SizeOf(dtype)); }
+}  // namespace
+
+OpCost EmbeddingCost(int64_t tokens, int64_t hidden, DType act) {
+  return Cost(0, 2.0 * tokens * hidden * Bytes(act) + 4.0 * tokens);
+}
+
+OpCost RmsNormCost(int64_t tokens, int64_t hidden, DType act) {
+  return Cost(4.0 * tokens * hidden, (2.0 * tokens + 1.0) * hidden * Bytes(act));
+}
+
+OpCost MatMulCost(int64_t tokens, int64_t n, int64_t k, DType act, DType weight) {
+  return Cost(2.0 * tokens * n * k, 1.0 * n * k * Bytes(weight) + 1.0 * tokens * (n + k) * Bytes(act));
+}
+
+OpCost SiluAndMulCost(int64_t tokens, int64_t intermediate, DType act) {
+  return Cost(5.0 * tokens * intermediate, 3.0 * tokens * intermediate * Bytes(act));
+}
+
+OpCost RopeAndStoreKvCost(int64_t tokens, int64_t q_heads, int64_t kv_heads, int64_t head_dim, DType act) {
+  // q, k and v are read and written once; of the table D floats a token.
+  return Cost(3.0 * tokens * (q_heads + kv_heads) * head_dim,
+              2.0 * tokens * (q_heads + 2 * kv_heads) * head_dim * Bytes(act) + tokens * (4.0 * head_dim + 12.0));
+}
+
+OpCost PagedAttentionCost(int64_t q_len, int64_t kv_len, int64_t q_heads, int64_t kv_heads, int64_t head_dim, DType act,
+                          int64_t sliding_window) {
+  // Query i of q_len sees the keys up to its own position, at most `window` of them.
+  const int64_t window = sliding_window > 0 ? sliding_window : kv_len;
+  const int64_t first = kv_len - q_len + 1;  // keys up to the first query
+  const int64_t growing = std::clamp<int64_t>(window - first, 0, q_len);
+  const double pairs = static_cast<double>(growing) * first + 0.5 * growing * (growing - 1.0) +
+                       static_cast<double>(q_len - growing) * std::min(window, kv_len);
+  const double keys_read = std::min<double>(kv_len, window + q_len - 1.0);
+  return Cost(4.0 * pairs * q_heads * head_dim,
+              2.0 * keys_read * kv_heads * head_dim * Bytes(act) + 2.0 * q_len * q_heads * head_dim * Bytes(act));
+}
+
+}  // namespace trireme

@@ -1,11 +1,13 @@
-// Every op a model may call: contract, shapes, and what it costs. An op takes a stream, inputs, scalars, outputs; it
-// enqueues and returns. Shapes and dtypes are checked here (ops.cc), once, for all backends; a violation is our fault
-// (CHECK). Each op has a naive double-precision twin in tests/reference.h that the tests compare it with.
+// Every op a model may call: contract, shapes, and what it costs. An op takes a stream, inputs,
+// scalars, outputs; it enqueues and returns. Shapes and dtypes are checked here (ops.cc), once, for
+// all backends; a violation is our fault (CHECK). Each op has a naive double-precision twin in
+// tests/reference.h that the tests compare it with.
 //
-// Dims: T tokens, S sequences, H hidden, I intermediate, V vocabulary (of this shard), Hq / Hkv query / key-value heads
-// of this shard, D head_dim, K / N inputs / outputs of a linear layer. "act" is the activation dtype: f32, bf16 or f16,
-// the same for all activations of a call. All arithmetic accumulates in fp32, in an order that depends only on the
-// row's own length: a row's result does not depend on what else is in the batch or on the number of threads.
+// Dims: T tokens, S sequences, H hidden, I intermediate, V vocabulary (of this shard), Hq / Hkv
+// query / key-value heads of this shard, D head_dim, K / N inputs / outputs of a linear layer.
+// "act" is the activation dtype: f32, bf16 or f16, the same for all activations of a call. All
+// arithmetic accumulates in fp32, in an order that depends only on the row's own length: a row's
+// result does not depend on what else is in the batch or on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +25,8 @@ struct OpCost {
   double bytes = 0;
 };
 
-// Weights of y = x W^T, packed once at load in whatever layout the backend likes best. Made by PackLinear, owned by the
-// model, never changed. A row-major [N, K] matrix goes in.
+// Weights of y = x W^T, packed once at load in whatever layout the backend likes best. Made by
+// PackLinear, owned by the model, never changed. A row-major [N, K] matrix goes in.
 class LinearWeight {
  public:
   virtual ~LinearWeight() = default;
@@ -36,9 +38,10 @@ class LinearWeight {
 
 // One layer's share of the paged KV cache.
 struct PagedKv {
-  TensorView k;                 // [pages, page_size, Hkv, D]
-  TensorView v;                 // [pages, page_size, Hkv, D]
-  ConstTensorView page_tables;  // [S, max_pages] i32: page of each sequence's page_size-token stretch
+  TensorView k;  // [pages, page_size, Hkv, D]
+  TensorView v;  // [pages, page_size, Hkv, D]
+  ConstTensorView
+      page_tables;  // [S, max_pages] i32: page of each sequence's page_size-token stretch
 };
 
 struct AttentionShape {
@@ -48,39 +51,47 @@ struct AttentionShape {
 
 struct RopeParams {
   ConstTensorView cos_sin;  // [max_positions, D] f32: cos of the D/2 angles, then sin of them
-  ConstTensorView q_norm;   // [D] act or empty: RMSNorm of every query head before the rotation (Qwen3)
-  ConstTensorView k_norm;   // [D] act or empty
+  ConstTensorView
+      q_norm;  // [D] act or empty: RMSNorm of every query head before the rotation (Qwen3)
+  ConstTensorView k_norm;  // [D] act or empty
   float norm_eps = 0.0f;
 };
 
-// out[t] = table[id - vocab_begin] where the id lies in this shard's rows, else zeros (the sum over shards is the row).
-// token_ids [T] i32, table [V, H] act, out [T, H] act.
-void Embedding(Stream& stream, ConstTensorView token_ids, ConstTensorView table, int64_t vocab_begin, TensorView out);
+// out[t] = table[id - vocab_begin] where the id lies in this shard's rows, else zeros (the sum over
+// shards is the row). token_ids [T] i32, table [V, H] act, out [T, H] act.
+void Embedding(Stream& stream, ConstTensorView token_ids, ConstTensorView table,
+               int64_t vocab_begin, TensorView out);
 
-// x [T, H], weight [H], out [T, H]: x / sqrt(mean(x^2) + eps) * weight. out may be x. Rows may be strided.
+// x [T, H], weight [H], out [T, H]: x / sqrt(mean(x^2) + eps) * weight. out may be x. Rows may be
+// strided.
 void RmsNorm(Stream& stream, ConstTensorView x, ConstTensorView weight, float eps, TensorView out);
 
-// residual [T, H] += delta [T, H]; out = RmsNorm(residual). One pass instead of two. The norm uses the rounded sum.
-void AddRmsNorm(Stream& stream, TensorView residual, ConstTensorView delta, ConstTensorView weight, float eps,
-                TensorView out);
+// residual [T, H] += delta [T, H]; out = RmsNorm(residual). One pass instead of two. The norm uses
+// the rounded sum.
+void AddRmsNorm(Stream& stream, TensorView residual, ConstTensorView delta, ConstTensorView weight,
+                float eps, TensorView out);
 
 // x [T, H] += delta [T, H].
 void Add(Stream& stream, TensorView x, ConstTensorView delta);
 
 // y [T, N] = x [T, K] w^T + bias. bias [N] act or empty. y is act, or f32 whatever act is (logits).
-void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias, TensorView y);
+void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
+            TensorView y);
 
-// In: qkv [T, (Hq + 2 Hkv) * D], rows of q heads, k heads, v heads. Normalises (if asked) and rotates q and k: element i
-// with i + D/2 (the Hugging Face layout), q in place; writes k and v to cache slot slot_mapping[t] = page * page_size +
-// offset. positions [T] i32, slot_mapping [T] i64; a slot of -1 is not written. kv.page_tables is not used.
-void RopeAndStoreKv(Stream& stream, TensorView qkv, ConstTensorView positions, ConstTensorView slot_mapping,
-                    const RopeParams& rope, int64_t q_heads, const PagedKv& kv);
+// In: qkv [T, (Hq + 2 Hkv) * D], rows of q heads, k heads, v heads. Normalises (if asked) and
+// rotates q and k: element i with i + D/2 (the Hugging Face layout), q in place; writes k and v to
+// cache slot slot_mapping[t] = page * page_size + offset. positions [T] i32, slot_mapping [T] i64;
+// a slot of -1 is not written. kv.page_tables is not used.
+void RopeAndStoreKv(Stream& stream, TensorView qkv, ConstTensorView positions,
+                    ConstTensorView slot_mapping, const RopeParams& rope, int64_t q_heads,
+                    const PagedKv& kv);
 
-// Causal attention of a packed ragged batch over the paged cache, prefill chunks and decodes alike. Sequence s has the
-// query rows [cu_q_lens[s], cu_q_lens[s+1]) which are the last ones of its kv_lens[s] positions (already in the cache).
-// q [T, Hq * D] (rows may be strided), cu_q_lens [S+1] i32, kv_lens [S] i32, out [T, Hq * D]. Query head h reads kv head
-// h / (Hq / Hkv). Softmax streams over pages (Milakov & Gimelshein 2018; FlashAttention, Dao 2022): no score matrix.
-// cu_q_lens, kv_lens and page_tables must be readable by the host on the CPU backend.
+// Causal attention of a packed ragged batch over the paged cache, prefill chunks and decodes alike.
+// Sequence s has the query rows [cu_q_lens[s], cu_q_lens[s+1]) which are the last ones of its
+// kv_lens[s] positions (already in the cache). q [T, Hq * D] (rows may be strided), cu_q_lens [S+1]
+// i32, kv_lens [S] i32, out [T, Hq * D]. Query head h reads kv head h / (Hq / Hkv). Softmax streams
+// over pages (Milakov & Gimelshein 2018; FlashAttention, Dao 2022): no score matrix. cu_q_lens,
+// kv_lens and page_tables must be readable by the host on the CPU backend.
 void PagedAttention(Stream& stream, ConstTensorView q, const PagedKv& kv, ConstTensorView cu_q_lens,
                     ConstTensorView kv_lens, const AttentionShape& shape, TensorView out);
 
@@ -90,16 +101,19 @@ void SiluAndMul(Stream& stream, ConstTensorView gate_up, TensorView out);
 // out[i] = x[indices[i]]. x [T, H], indices [S] i32, out [S, H].
 void GatherRows(Stream& stream, ConstTensorView x, ConstTensorView indices, TensorView out);
 
-// Packs weight [N, K] (any float dtype, host memory, need not outlive the call) to `dtype`. Load time only.
-absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTensorView weight, DType dtype);
+// Packs weight [N, K] (any float dtype, host memory, need not outlive the call) to `dtype`. Load
+// time only.
+absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTensorView weight,
+                                                         DType dtype);
 
 OpCost EmbeddingCost(int64_t tokens, int64_t hidden, DType act);
 OpCost RmsNormCost(int64_t tokens, int64_t hidden, DType act);
 OpCost MatMulCost(int64_t tokens, int64_t n, int64_t k, DType act, DType weight);
 OpCost SiluAndMulCost(int64_t tokens, int64_t intermediate, DType act);
-OpCost RopeAndStoreKvCost(int64_t tokens, int64_t q_heads, int64_t kv_heads, int64_t head_dim, DType act);
+OpCost RopeAndStoreKvCost(int64_t tokens, int64_t q_heads, int64_t kv_heads, int64_t head_dim,
+                          DType act);
 // One sequence: q_len queries that end at position kv_len - 1.
-OpCost PagedAttentionCost(int64_t q_len, int64_t kv_len, int64_t q_heads, int64_t kv_heads, int64_t head_dim, DType act,
-                          int64_t sliding_window = 0);
+OpCost PagedAttentionCost(int64_t q_len, int64_t kv_len, int64_t q_heads, int64_t kv_heads,
+                          int64_t head_dim, DType act, int64_t sliding_window = 0);
 
 }  // namespace trireme

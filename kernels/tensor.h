@@ -32,8 +32,9 @@ struct Shape {
   std::string ToString() const;  // "[2, 64]"
 };
 
-// Void is `void` (TensorView) or `const void` (ConstTensorView). The innermost dimensions are contiguous; rows of
-// dims[0] lie `stride0` elements apart, so a view can be a column range of a wider matrix.
+// Void is `void` (TensorView) or `const void` (ConstTensorView). The innermost dimensions are
+// contiguous; rows of dims[0] lie `stride0` elements apart, so a view can be a column range of a
+// wider matrix.
 template <typename Void>
 struct BasicTensorView {
   Void* data = nullptr;
@@ -48,15 +49,17 @@ struct BasicTensorView {
       : data(data_in), dtype(dtype_in), shape(shape_in), stride0(stride0_in) {}
   // A mutable view converts to a const one.
   template <typename Other>
-    requires(std::is_const_v<Void> && !std::is_const_v<Other>)
-  BasicTensorView(const BasicTensorView<Other>& other)  // NOLINT: implicit on purpose
+  requires(std::is_const_v<Void> && !std::is_const_v<Other>)
+      BasicTensorView(const BasicTensorView<Other>& other)  // NOLINT: implicit on purpose
       : data(other.data), dtype(other.dtype), shape(other.shape), stride0(other.stride0) {}
 
   explicit operator bool() const { return data != nullptr; }
   int64_t dim(int i) const { return shape.dims[i]; }
   int64_t elements() const { return shape.elements(); }
   int64_t bytes() const { return elements() * static_cast<int64_t>(SizeOf(dtype)); }
-  bool contiguous() const { return shape.rank == 0 || shape.dims[0] <= 1 || stride0 == RowElements(shape); }
+  bool contiguous() const {
+    return shape.rank == 0 || shape.dims[0] <= 1 || stride0 == RowElements(shape);
+  }
 
   template <typename T>
   using Pointer = std::conditional_t<std::is_const_v<Void>, const T*, T*>;

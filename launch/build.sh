@@ -12,6 +12,14 @@ build_jobs() {
   echo $((jobs < cores ? jobs : cores))
 }
 
+# What the tools need to be there, where the caller's environment lacks it.
+complete_environment() {
+  export LC_ALL=C.UTF-8
+  export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+  # Open MPI 5 does not start without HOME.
+  [[ -n "${HOME-}" ]] || export HOME="${TMPDIR:-/tmp}"
+}
+
 # ccache fails, and the compilation with it, when it has no folder to write to.
 choose_ccache_folder() {
   [[ -n "${CCACHE_DIR-}" ]] && return

@@ -3,16 +3,15 @@
 # (tensor parallel 2 x pipeline parallel 2). Debian 12 and 13, Ubuntu 24.04; root or sudo to install packages. A second
 # run installs nothing and builds only what changed.
 set -euo pipefail
-export LC_ALL=C.UTF-8
-export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+cd -- "$(cd -- "$(PATH=/usr/bin:/bin dirname -- "${BASH_SOURCE[0]}")" && pwd -P)/.."
 # shellcheck source=launch/packages.sh
 source launch/packages.sh
 # shellcheck source=launch/build.sh
 source launch/build.sh
 # shellcheck source=launch/mpi_env.sh
 source launch/mpi_env.sh
+complete_environment
 
 if (($#)); then
   say "usage: launch/quickstart.sh"

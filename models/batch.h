@@ -1,5 +1,5 @@
-// One packed micro-batch: T tokens of S sequences, prefill chunks and decodes side by side, without padding. Borrowed
-// views of device memory; built by runtime/batch_builder.
+// One packed micro-batch: T tokens of S sequences, prefill chunks and decodes side by side, without
+// padding. Borrowed views of device memory; built by runtime/batch_builder.
 #pragma once
 
 #include "kernels/tensor.h"

@@ -1,0 +1,352 @@
+#include "models/config.h"
+
+#include <cmath>
+#include <limits>
+#include <numbers>
+#include <optional>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/status.h"
+#include "models/json_file.h"
+
+namespace trireme {
+namespace {
+
+using Json = nlohmann::json;
+
+// Bounds of the sizes. Their products stay below 2^62, so that parameter and byte counts cannot overflow: a layer has
+// less than 2^47 parameters, 2^12 layers of 4 bytes each make 2^61.
+constexpr int64_t kMaxHidden = 1 << 20;
+constexpr int64_t kMaxIntermediate = 1 << 22;
+constexpr int64_t kMaxLayers = 1 << 12;
+constexpr int64_t kMaxHeads = 1 << 12;
+constexpr int64_t kMaxHeadDim = 1 << 12;
+constexpr int64_t kMaxVocab = 1 << 24;
+constexpr int64_t kMaxPositions = 1 << 30;
+constexpr int64_t kMaxTokenId = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMaxConfigBytes = 16 << 20;
+
+constexpr const char* kSupported =
+    "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM";
+
+// Typed access to the fields of one JSON object. The first problem is kept in status(), later reads give defaults, so
+// that a parser can read all its fields and ask once.
+class FieldReader {
+ public:
+  FieldReader(const Json& object, std::string file, std::string prefix = "")
+      : object_(object), file_(std::move(file)), prefix_(std::move(prefix)) {}
+
+  const absl::Status& status() const { return status_; }
+  void Update(const absl::Status& status) { status_.Update(status); }
+  void Invalid(const std::string& field, const std::string& what) {
+    Update(absl::InvalidArgumentError(absl::StrCat(file_, ": ", prefix_, field, ": ", what)));
+  }
+  void Unimplemented(const std::string& field, const std::string& what) {
+    Update(absl::UnimplementedError(absl::StrCat(file_, ": ", prefix_, field, ": ", what)));
+  }
+
+  // The field, or null when it is absent or JSON null.
+  const Json* Find(const std::string& field) const {
+    const auto it = object_.find(field);
+    return it == object_.end() || it->is_null() ? nullptr : &*it;
+  }
+
+  int64_t Int(const std::string& field, int64_t low, int64_t high,
+              std::optional<int64_t> absent = std::nullopt) {
+    const std::string right = absl::StrCat("must be an integer from ", low, " to ", high);
+    const Json* value = Find(field);
+    if (value == nullptr) {
+      if (!absent) Invalid(field, absl::StrCat(object_.contains(field) ? "is null; " : "is missing; ", right));
+      return absent.value_or(low);
+    }
+    return IntOf(field, *value, low, high, right);
+  }
+  // One integer or a list of them; absent gives an empty list.
+  std::vector<int64_t> Ints(const std::string& field, int64_t low, int64_t high) {
+    const std::string right =
+        absl::StrCat("must be an integer from ", low, " to ", high, " or a list of them");
+    std::vector<int64_t> out;
+    const Json* value = Find(field);
+    if (value == nullptr) return out;
+    if (!value->is_array()) {
+      out.push_back(IntOf(field, *value, low, high, right));
+    } else {
+      for (const Json& item : *value) out.push_back(IntOf(field, item, low, high, right));
+    }
+    return out;
+  }
+  double Real(const std::string& field, double low, double high, std::optional<double> absent = std::nullopt) {
+    const std::string right = absl::StrCat("must be a number from ", low, " to ", high);
+    const Json* value = Find(field);
+    if (value == nullptr) {
+      if (!absent) Invalid(field, absl::StrCat(object_.contains(field) ? "is null; " : "is missing; ", right));
+      return absent.value_or(low);
+    }
+    if (!value->is_number()) {
+      Invalid(field, absl::StrCat("is a ", value->type_name(), "; ", right));
+      return low;
+    }
+    const double number = value->get<double>();
+    if (!(number >= low && number <= high)) {
+      Invalid(field, absl::StrCat("is ", number, "; ", right));
+      return low;
+    }
+    return number;
+  }
+  bool Bool(const std::string& field, bool absent) {
+    const Json* value = Find(field);
+    if (value == nullptr) return absent;
+    if (!value->is_boolean()) {
+      Invalid(field, absl::StrCat("is a ", value->type_name(), "; must be true or false"));
+      return absent;
+    }
+    return value->get<bool>();
+  }
+  std::string String(const std::string& field, const std::string& absent) {
+    const Json* value = Find(field);
+    if (value == nullptr) return absent;
+    if (!value->is_string()) {
+      Invalid(field, absl::StrCat("is a ", value->type_name(), "; must be a string"));
+      return absent;
+    }
+    return value->get<std::string>();
+  }
+
+ private:
+  int64_t IntOf(const std::string& field, const Json& value, int64_t low, int64_t high,
+                const std::string& right) {
+    if (!value.is_number_integer()) {
+      Invalid(field, absl::StrCat("is a ", value.is_number() ? "fraction" : value.type_name(), "; ", right));
+      return low;
+    }
+    if (value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{1} << 62) {
+      Invalid(field, absl::StrCat("is ", value.get<uint64_t>(), "; ", right));
+      return low;
+    }
+    const int64_t number = value.get<int64_t>();
+    if (number < low || number > high) {
+      Invalid(field, absl::StrCat("is ", number, "; ", right));
+      return low;
+    }
+    return number;
+  }
+
+  const Json& object_;
+  std::string file_;
+  std::string prefix_;
+  absl::Status status_;
+};
+
+std::string ReadArchitecture(FieldReader& in) {
+  const Json* list = in.Find("architectures");
+  if (list == nullptr || !list->is_array() || list->size() != 1 || !list->front().is_string()) {
+    in.Invalid("architectures", "must be a list of one string, such as [\"LlamaForCausalLM\"]");
+    return "";
+  }
+  const std::string name = list->front().get<std::string>();
+  if (name != "LlamaForCausalLM" && name != "MistralForCausalLM" && name != "Qwen2ForCausalLM" &&
+      name != "Qwen3ForCausalLM") {
+    in.Unimplemented("architectures", absl::StrCat(Quoted(name), " is not supported; supported are ", kSupported));
+  }
+  return name;
+}
+
+void ReadSizes(FieldReader& in, ModelConfig& config) {
+  config.hidden_size = in.Int("hidden_size", 1, kMaxHidden);
+  config.intermediate_size = in.Int("intermediate_size", 1, kMaxIntermediate);
+  config.num_layers = in.Int("num_hidden_layers", 1, kMaxLayers);
+  config.num_heads = in.Int("num_attention_heads", 1, kMaxHeads);
+  config.num_kv_heads = in.Int("num_key_value_heads", 1, kMaxHeads, config.num_heads);
+  config.vocab_size = in.Int("vocab_size", 1, kMaxVocab);
+  config.max_positions = in.Int("max_position_embeddings", 1, kMaxPositions);
+  config.head_dim = in.Int("head_dim", 2, kMaxHeadDim, 0);
+  config.rms_norm_eps = in.Real("rms_norm_eps", 1e-12, 1.0, 1e-6);
+  if (!in.status().ok()) return;
+  if (config.num_heads % config.num_kv_heads != 0) {
+    in.Invalid("num_key_value_heads", absl::StrCat("is ", config.num_kv_heads, "; must divide num_attention_heads, ",
+                                                   config.num_heads));
+  }
+  if (config.head_dim == 0) {
+    config.head_dim = config.hidden_size / config.num_heads;
+    if (config.hidden_size % config.num_heads != 0 || config.head_dim > kMaxHeadDim) {
+      in.Invalid("head_dim", absl::StrCat("is missing, and num_attention_heads ", config.num_heads,
+                                          " does not divide hidden_size ", config.hidden_size, " into 2 to ",
+                                          kMaxHeadDim, "; give head_dim"));
+    }
+  }
+  if (config.head_dim < 2 || config.head_dim % 2 != 0) {
+    in.Invalid("head_dim", absl::StrCat("is ", config.head_dim, "; must be even (rotary pairs)"));
+  }
+}
+
+// transformers 4 writes rope_theta and rope_scaling, transformers 5 one object rope_parameters.
+void ReadRope(FieldReader& in, const std::string& file, ModelConfig& config) {
+  constexpr double kMaxTheta = 1e15;
+  config.rope_theta = in.Real("rope_theta", 1.0, kMaxTheta, 10000.0);
+  const std::string field = in.Find("rope_parameters") != nullptr ? "rope_parameters" : "rope_scaling";
+  const Json* object = in.Find(field);
+  if (object == nullptr) return;
+  if (!object->is_object()) {
+    in.Invalid(field, absl::StrCat("is a ", object->type_name(), "; must be an object or null"));
+    return;
+  }
+  FieldReader rope(*object, file, field + ".");
+  config.rope_theta = rope.Real("rope_theta", 1.0, kMaxTheta, config.rope_theta);
+  const std::string type = rope.String("rope_type", rope.String("type", "default"));
+  if (rope.status().ok() && type != "default" && type != "llama3") {
+    rope.Unimplemented("rope_type", absl::StrCat(Quoted(type), " is not supported; supported are \"default\" and \"llama3\""));
+  }
+  for (const auto& [key, value] : object->items()) {
+    if (value.is_object()) rope.Unimplemented(Quoted(key), "RoPE that differs between layers is not supported");
+  }
+  if (rope.Real("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0) {
+    rope.Unimplemented("partial_rotary_factor", "is not 1; only RoPE over the whole head is supported");
+  }
+  if (type == "llama3") {
+    config.rope_scaling.factor = rope.Real("factor", 1.0, 1e6);
+    config.rope_scaling.low_freq_factor = rope.Real("low_freq_factor", 1e-6, 1e6);
+    config.rope_scaling.high_freq_factor = rope.Real("high_freq_factor", 1e-6, 1e6);
+    config.rope_scaling.original_max_position_embeddings =
+        rope.Int("original_max_position_embeddings", 1, kMaxPositions);
+    if (config.rope_scaling.high_freq_factor <= config.rope_scaling.low_freq_factor) {
+      rope.Invalid("high_freq_factor", absl::StrCat("is ", config.rope_scaling.high_freq_factor,
+                                                    "; must be more than low_freq_factor, ",
+                                                    config.rope_scaling.low_freq_factor));
+    }
+  }
+  in.Update(rope.status());
+}
+
+// Mistral: a window on every layer. Qwen: on the layers from max_window_layers on, and only with use_sliding_window.
+// Newer files repeat the outcome as layer_types, which must then agree.
+void ReadSlidingWindow(FieldReader& in, ModelConfig& config) {
+  if (config.architecture == "LlamaForCausalLM") return;
+  const int64_t window = in.Int("sliding_window", 1, kMaxPositions, 0);
+  if (config.architecture == "MistralForCausalLM") {
+    config.sliding_window = window;
+    return;
+  }
+  constexpr int64_t kMaxWindowLayersOfTransformers = 28;
+  const int64_t from_layer = in.Int("max_window_layers", 0, kMaxLayers, kMaxWindowLayersOfTransformers);
+  if (in.Bool("use_sliding_window", false) && window > 0) {
+    config.sliding_window = window;
+    config.sliding_window_from_layer = from_layer;
+  }
+  const Json* types = in.Find("layer_types");
+  if (types == nullptr || !in.status().ok()) return;
+  bool agrees = types->is_array() && static_cast<int64_t>(types->size()) == config.num_layers;
+  for (int64_t layer = 0; agrees && layer < config.num_layers; ++layer) {
+    agrees = (*types)[layer] == (config.SlidingWindow(layer) > 0 ? "sliding_attention" : "full_attention");
+  }
+  if (!agrees) {
+    in.Unimplemented("layer_types", "differs from what num_hidden_layers, use_sliding_window, sliding_window and "
+                                    "max_window_layers say; only those patterns are supported");
+  }
+}
+
+void ReadVariant(FieldReader& in, ModelConfig& config) {
+  const bool attention_bias = in.Bool("attention_bias", false);
+  if (config.architecture == "LlamaForCausalLM" || config.architecture == "Qwen3ForCausalLM") {
+    config.qkv_bias = attention_bias;
+    config.output_bias = attention_bias;
+  }
+  if (config.architecture == "Qwen2ForCausalLM") config.qkv_bias = true;
+  if (config.architecture == "LlamaForCausalLM") config.mlp_bias = in.Bool("mlp_bias", false);
+  config.qk_norm = config.architecture == "Qwen3ForCausalLM";
+  config.tied_head = in.Bool("tie_word_embeddings", false);
+  const std::string activation = in.String("hidden_act", "silu");
+  if (activation != "silu" && activation != "swish") {
+    in.Unimplemented("hidden_act", absl::StrCat(Quoted(activation), " is not supported; must be \"silu\""));
+  }
+  if (const Json* quantization = in.Find("quantization_config")) {
+    const auto method = quantization->is_object() ? quantization->find("quant_method") : quantization->end();
+    in.Unimplemented("quantization_config",
+                     absl::StrCat(quantization->is_object() && method != quantization->end() && method->is_string()
+                                      ? "quant_method " + Quoted(method->get<std::string>())
+                                      : std::string("this"),
+                                  " is not supported; use a checkpoint of float32, bfloat16 or float16 weights"));
+  }
+}
+
+void ReadDType(FieldReader& in, ModelConfig& config) {
+  const std::string field = in.Find("dtype") != nullptr ? "dtype" : "torch_dtype";
+  std::string type = in.String(field, "float32");
+  if (type.starts_with("torch.")) type = type.substr(6);
+  if (type == "float32") {
+    config.dtype = DType::kF32;
+  } else if (type == "bfloat16") {
+    config.dtype = DType::kBF16;
+  } else if (type == "float16") {
+    config.dtype = DType::kF16;
+  } else {
+    in.Unimplemented(field, absl::StrCat(Quoted(type), " is not supported; supported are \"float32\", \"bfloat16\" "
+                                                       "and \"float16\""));
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& json, const std::string& name) {
+  ASSIGN_OR_RETURN(const Json object, ParseJsonObject(json, name));
+  FieldReader in(object, name);
+  ModelConfig config;
+  config.architecture = ReadArchitecture(in);
+  RETURN_IF_ERROR(in.status());
+  ReadSizes(in, config);
+  ReadRope(in, name, config);
+  ReadSlidingWindow(in, config);
+  ReadVariant(in, config);
+  ReadDType(in, config);
+  const std::vector<int64_t> bos = in.Ints("bos_token_id", 0, kMaxTokenId);
+  config.bos_token_id = bos.empty() ? -1 : bos.front();
+  config.eos_token_ids = in.Ints("eos_token_id", 0, kMaxTokenId);
+  RETURN_IF_ERROR(in.status());
+  return config;
+}
+
+absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& model_dir) {
+  const std::string path = model_dir + "/config.json";
+  auto text = ReadTextFile(path, kMaxConfigBytes);
+  if (absl::IsNotFound(text.status())) {
+    return absl::NotFoundError(absl::StrCat(path, ": not found; a model is the directory of a Hugging Face checkpoint"));
+  }
+  RETURN_IF_ERROR(text.status());
+  ASSIGN_OR_RETURN(ModelConfig config, ParseModelConfig(*text, path));
+  const std::string generation_path = model_dir + "/generation_config.json";
+  const auto generation_text = ReadTextFile(generation_path, kMaxConfigBytes);
+  if (absl::IsNotFound(generation_text.status())) return config;
+  RETURN_IF_ERROR(generation_text.status());
+  ASSIGN_OR_RETURN(const Json generation, ParseJsonObject(*generation_text, generation_path));
+  FieldReader in(generation, generation_path);
+  std::vector<int64_t> eos = in.Ints("eos_token_id", 0, kMaxTokenId);
+  RETURN_IF_ERROR(in.status());
+  if (!eos.empty()) config.eos_token_ids = std::move(eos);
+  return config;
+}
+
+std::vector<double> RopeFrequencies(const ModelConfig& config) {
+  std::vector<double> out;
+  const RopeScaling& scaling = config.rope_scaling;
+  for (int64_t i = 0; i < config.head_dim; i += 2) {
+    const double frequency =
+        1.0 / std::pow(config.rope_theta, static_cast<double>(i) / static_cast<double>(config.head_dim));
+    if (scaling.original_max_position_embeddings == 0) {
+      out.push_back(frequency);
+      continue;
+    }
+    const double wavelength = 2.0 * std::numbers::pi / frequency;
+    const double length = static_cast<double>(scaling.original_max_position_embeddings);
+    if (wavelength < length / scaling.high_freq_factor) {
+      out.push_back(frequency);
+    } else if (wavelength > length / scaling.low_freq_factor) {
+      out.push_back(frequency / scaling.factor);
+    } else {
+      const double smooth = (length / wavelength - scaling.low_freq_factor) /
+                            (scaling.high_freq_factor - scaling.low_freq_factor);
+      out.push_back((1.0 - smooth) * frequency / scaling.factor + smooth * frequency);
+    }
+  }
+  return out;
+}
+
+}  // namespace trireme

@@ -15,7 +15,8 @@ void Decoder::Forward(Stream& stream, const Batch& batch, const KvCache& kv, Ten
   RmsNorm(stream, hidden, layers_[0].input_norm.view(), eps, normed);
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
-    Attention(stream, batch, layer, kv.Layer(static_cast<int64_t>(i), batch.page_tables), normed, delta);
+    Attention(stream, batch, layer, kv.Layer(static_cast<int64_t>(i), batch.page_tables), normed,
+              delta);
     AddRmsNorm(stream, hidden, delta, layer.post_norm.view(), eps, normed);
     Mlp(stream, layer, normed, delta);
     if (i + 1 < layers_.size()) {
@@ -38,8 +39,8 @@ void Decoder::Attention(Stream& stream, const Batch& batch, const Layer& layer, 
   const TensorView attended = arena_.Allocate(dtype_, {tokens, q_heads_ * head_dim});
   MatMul(stream, normed, *layer.qkv, layer.qkv_bias.view(), qkv);
   RopeAndStoreKv(stream, qkv, batch.positions, batch.slot_mapping, rope, q_heads_, kv);
-  PagedAttention(stream, qkv.Columns(0, q_heads_ * head_dim), kv, batch.cu_q_lens, batch.kv_lens, layer.attention,
-                 attended);
+  PagedAttention(stream, qkv.Columns(0, q_heads_ * head_dim), kv, batch.cu_q_lens, batch.kv_lens,
+                 layer.attention, attended);
   MatMul(stream, attended, *layer.o, layer.o_bias.view(), delta);
   groups_->tp->AllReduceSum(stream, delta);
   arena_.Rewind(mark);
@@ -57,7 +58,8 @@ void Decoder::Mlp(Stream& stream, const Layer& layer, ConstTensorView normed, Te
   arena_.Rewind(mark);
 }
 
-void Decoder::Logits(Stream& stream, const Batch& batch, ConstTensorView hidden, TensorView logits) {
+void Decoder::Logits(Stream& stream, const Batch& batch, ConstTensorView hidden,
+                     TensorView logits) {
   arena_.Reset();
   const TensorView rows = arena_.Allocate(dtype_, {batch.logit_count(), config_.hidden_size});
   GatherRows(stream, hidden, batch.logit_rows, rows);

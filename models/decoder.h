@@ -1,6 +1,7 @@
-// One pipeline stage of a decoder-only transformer on this tensor-parallel rank: Llama 2/3, Mistral, Qwen2, Qwen3. The
-// architecture is the config's fields; the forward pass is a page of ops in the paper's order (Touvron et al. 2023; the
-// tensor-parallel cut is Megatron-LM's, Shoeybi et al. 2019, section 3). Used by one thread.
+// One pipeline stage of a decoder-only transformer on this tensor-parallel rank: Llama 2/3,
+// Mistral, Qwen2, Qwen3. The architecture is the config's fields; the forward pass is a page of ops
+// in the paper's order (Touvron et al. 2023; the tensor-parallel cut is Megatron-LM's, Shoeybi et
+// al. 2019, section 3). Used by one thread.
 #pragma once
 
 #include <functional>
@@ -19,17 +20,19 @@
 namespace trireme {
 
 struct DecoderOptions {
-  DType dtype = DType::kF32;        // of weights, activations and KV cache
-  int64_t max_batch_tokens = 512;   // the largest T
-  int64_t max_logit_rows = 64;      // the largest R
-  int64_t max_positions = 0;        // positions the rotation table covers
-  std::function<void(int64_t bytes_read)> progress;  // called now and then during Load; may be empty
+  DType dtype = DType::kF32;       // of weights, activations and KV cache
+  int64_t max_batch_tokens = 512;  // the largest T
+  int64_t max_logit_rows = 64;     // the largest R
+  int64_t max_positions = 0;       // positions the rotation table covers
+  std::function<void(int64_t bytes_read)>
+      progress;  // called now and then during Load; may be empty
 };
 
 class Decoder {
  public:
   // Reads this rank's share of the checkpoint and packs it. `groups` must outlive the decoder.
-  static absl::StatusOr<std::unique_ptr<Decoder>> Load(const ModelConfig& config, const ProcessGroups& groups,
+  static absl::StatusOr<std::unique_ptr<Decoder>> Load(const ModelConfig& config,
+                                                       const ProcessGroups& groups,
                                                        WeightLoader& loader, Stream& stream,
                                                        const DecoderOptions& options);
 
@@ -37,31 +40,32 @@ class Decoder {
   void Embed(Stream& stream, const Batch& batch, TensorView hidden);
   // hidden [T, H]: the residual stream, advanced by this stage's layers in place.
   void Forward(Stream& stream, const Batch& batch, const KvCache& kv, TensorView hidden);
-  // logits [R, V / tp] f32 of the batch's logit rows: this rank's piece of the vocabulary. Last stage only.
+  // logits [R, V / tp] f32 of the batch's logit rows: this rank's piece of the vocabulary. Last
+  // stage only.
   void Logits(Stream& stream, const Batch& batch, ConstTensorView hidden, TensorView logits);
 
-  Range layers() const { return layer_range_; }          // of the model
-  Range vocabulary() const { return vocabulary_; }       // ids whose logits this rank computes
-  int64_t kv_heads() const { return kv_heads_; }         // of this rank
+  Range layers() const { return layer_range_; }     // of the model
+  Range vocabulary() const { return vocabulary_; }  // ids whose logits this rank computes
+  int64_t kv_heads() const { return kv_heads_; }    // of this rank
   int64_t weight_bytes() const { return weight_bytes_; }
   const ModelConfig& config() const { return config_; }
 
  private:
   struct Layer {
-    Tensor input_norm, post_norm;             // [H]
-    std::unique_ptr<LinearWeight> qkv;        // [(Hq + 2 Hkv) D, H]
-    std::unique_ptr<LinearWeight> o;          // [H, Hq D]
-    std::unique_ptr<LinearWeight> gate_up;    // [2 I, H]
-    std::unique_ptr<LinearWeight> down;       // [H, I]
+    Tensor input_norm, post_norm;           // [H]
+    std::unique_ptr<LinearWeight> qkv;      // [(Hq + 2 Hkv) D, H]
+    std::unique_ptr<LinearWeight> o;        // [H, Hq D]
+    std::unique_ptr<LinearWeight> gate_up;  // [2 I, H]
+    std::unique_ptr<LinearWeight> down;     // [H, I]
     Tensor qkv_bias, o_bias, gate_up_bias, down_bias;
-    Tensor q_norm, k_norm;                    // [D]
+    Tensor q_norm, k_norm;  // [D]
     AttentionShape attention;
   };
   class Builder;  // loads; in decoder_load.cc
 
   Decoder() = default;
-  void Attention(Stream& stream, const Batch& batch, const Layer& layer, const PagedKv& kv, ConstTensorView normed,
-                 TensorView delta);
+  void Attention(Stream& stream, const Batch& batch, const Layer& layer, const PagedKv& kv,
+                 ConstTensorView normed, TensorView delta);
   void Mlp(Stream& stream, const Layer& layer, ConstTensorView normed, TensorView delta);
 
   ModelConfig config_;
@@ -71,7 +75,7 @@ class Decoder {
   int64_t q_heads_ = 0, kv_heads_ = 0, intermediate_ = 0;
   int64_t embedding_begin_ = 0;
   int64_t weight_bytes_ = 0;
-  Tensor embedding_;                    // [V / tp, H], first stage
+  Tensor embedding_;  // [V / tp, H], first stage
   std::vector<Layer> layers_;
   Tensor final_norm_;                   // last stage
   std::unique_ptr<LinearWeight> head_;  // [V / tp, H], last stage

@@ -1,4 +1,5 @@
-// Loading of a decoder stage: reads this rank's pieces, fuses q/k/v and gate/up into one matrix each, packs them.
+// Loading of a decoder stage: reads this rank's pieces, fuses q/k/v and gate/up into one matrix
+// each, packs them.
 
 #include <algorithm>
 #include <cmath>
@@ -20,13 +21,16 @@ class Decoder::Builder {
         tp_(decoder.groups_->tp_index()),
         tp_size_(decoder.groups_->topology.tp_size) {}
 
-  // The pieces of `specs`, stacked by rows, on the host. Empty specs are skipped; nothing at all gives an empty buffer.
-  absl::StatusOr<TensorView> Read(const std::vector<const WeightSpec*>& specs, std::vector<char>& host) {
+  // The pieces of `specs`, stacked by rows, on the host. Empty specs are skipped; nothing at all
+  // gives an empty buffer.
+  absl::StatusOr<TensorView> Read(const std::vector<const WeightSpec*>& specs,
+                                  std::vector<char>& host) {
     int64_t rows = 0, columns = 1;
     for (const WeightSpec* spec : specs) {
       const Range piece = PieceOfSpec(*spec, tp_, tp_size_);
       rows += spec->split == Split::kCols ? spec->shape[0] : piece.size();
-      if (spec->shape.rank == 2) columns = spec->split == Split::kCols ? piece.size() : spec->shape[1];
+      if (spec->shape.rank == 2)
+        columns = spec->split == Split::kCols ? piece.size() : spec->shape[1];
     }
     const bool matrix = specs[0]->shape.rank == 2;
     host.resize(static_cast<size_t>(rows * columns) * SizeOf(decoder_.dtype_));
@@ -57,7 +61,8 @@ class Decoder::Builder {
     return tp_ == 0 ? Vector({&spec}, out) : absl::OkStatus();
   }
 
-  absl::Status Linear(const std::vector<const WeightSpec*>& specs, std::unique_ptr<LinearWeight>& out) {
+  absl::Status Linear(const std::vector<const WeightSpec*>& specs,
+                      std::unique_ptr<LinearWeight>& out) {
     ASSIGN_OR_RETURN(const TensorView host, Read(specs, host_));
     ASSIGN_OR_RETURN(out, PackLinear(stream_, host, decoder_.dtype_));
     RETURN_IF_ERROR(stream_.Synchronize());
@@ -94,8 +99,8 @@ class Decoder::Builder {
         table[position * 2 * half + half + i] = static_cast<float>(std::sin(angle));
       }
     }
-    ASSIGN_OR_RETURN(decoder_.cos_sin_,
-                     Tensor::Create(stream_.device(), DType::kF32, {options_.max_positions, 2 * half}));
+    ASSIGN_OR_RETURN(decoder_.cos_sin_, Tensor::Create(stream_.device(), DType::kF32,
+                                                       {options_.max_positions, 2 * half}));
     stream_.Copy(decoder_.cos_sin_.view().data, table.data(), table.size() * sizeof(float));
     return stream_.Synchronize();
   }
@@ -103,13 +108,16 @@ class Decoder::Builder {
   absl::Status Activations() {
     const Decoder& d = decoder_;
     const int64_t tokens = options_.max_batch_tokens, hidden = d.config_.hidden_size;
-    const int64_t qkv = (2 * d.q_heads_ + 2 * d.kv_heads_) * d.config_.head_dim, mlp = 3 * d.intermediate_;
+    const int64_t qkv = (2 * d.q_heads_ + 2 * d.kv_heads_) * d.config_.head_dim,
+                  mlp = 3 * d.intermediate_;
     const auto footprint = [&](int64_t rows, int64_t columns) {
       return Arena::Footprint(d.dtype_, {rows, columns}) + 512;
     };
-    const size_t forward = 2 * footprint(tokens, hidden) + std::max(footprint(tokens, qkv), footprint(tokens, mlp));
+    const size_t forward =
+        2 * footprint(tokens, hidden) + std::max(footprint(tokens, qkv), footprint(tokens, mlp));
     ASSIGN_OR_RETURN(decoder_.arena_,
-                     Arena::Create(stream_.device(), std::max(forward, footprint(options_.max_logit_rows, hidden))));
+                     Arena::Create(stream_.device(),
+                                   std::max(forward, footprint(options_.max_logit_rows, hidden))));
     return absl::OkStatus();
   }
 
@@ -122,7 +130,8 @@ class Decoder::Builder {
   std::vector<char> host_;  // reused, so that the peak is one matrix
 };
 
-absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const ModelConfig& config, const ProcessGroups& groups,
+absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const ModelConfig& config,
+                                                       const ProcessGroups& groups,
                                                        WeightLoader& loader, Stream& stream,
                                                        const DecoderOptions& options) {
   const DecoderWeightSpecs specs = WeightSpecsOf(config);

@@ -9,8 +9,8 @@ absl::StatusOr<KvCache> KvCache::Create(Device& device, const Options& options) 
   cache.options_ = options;
   ASSIGN_OR_RETURN(cache.storage_,
                    Tensor::Create(device, options.dtype,
-                                  {options.layers * 2, options.pages * options.page_size, options.kv_heads,
-                                   options.head_dim}));
+                                  {options.layers * 2, options.pages * options.page_size,
+                                   options.kv_heads, options.head_dim}));
   return cache;
 }
 

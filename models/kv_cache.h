@@ -1,4 +1,5 @@
-// Page storage of this rank's layers and KV heads. Who owns which page is the runtime's business (page_allocator).
+// Page storage of this rank's layers and KV heads. Who owns which page is the runtime's business
+// (page_allocator).
 #pragma once
 
 #include <vector>

@@ -19,6 +19,9 @@ struct TensorEntry {
   std::vector<int64_t> dims;
   int64_t begin = 0;  // byte offsets into the file (not into the data part)
   int64_t end = 0;
+  // The stored type ("F64", "F8_E4M3", ...) when it is one that DType lacks, else empty: such a tensor may be in the file
+  // as long as nobody asks for it. dtype means nothing then.
+  std::string foreign_dtype = {};
 };
 
 struct SafetensorsHeader {

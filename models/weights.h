@@ -29,6 +29,7 @@ struct WeightSpec {
   Split split = Split::kNone;
   int64_t unit = 1;      // cuts fall on multiples of this (head_dim)
   bool replicate = false;  // fewer units than ranks: unit i serves parts/units neighbouring ranks (KV heads)
+  std::string fields = {};  // the config.json fields that the shape comes from, for error lines
 };
 
 // Which part of the model a tensor belongs to.
@@ -46,6 +47,8 @@ struct DecoderWeightSpecs {
 DecoderWeightSpecs WeightSpecsOf(const ModelConfig& config);
 // All specs of the whole model, in file order, without empty ones and without the tied head's second mention.
 std::vector<WeightSpec> AllWeightSpecs(const ModelConfig& config);
+// The specs of one layer, in file order, without empty ones.
+std::vector<WeightSpec> SpecsOfLayer(const LayerWeightSpecs& layer);
 
 // InvalidArgument with the flag and the numbers when tp does not divide what it must (heads, intermediate size; KV heads
 // must divide or be divided by tp) or pp is more than the layers.

@@ -1,7 +1,8 @@
-// Communicator: hardware seam 2 of 2. Moves tensors between the ranks of one group: MPI (host memory), NCCL (device
-// memory), or nothing for size 1. Stream-ordered: a call enqueues; inputs must stay untouched until the stream gets
-// there; errors surface in Stream::Synchronize(). One thread at a time; all ranks of the group make the same calls in
-// the same order. Sums are done in fp32 in rank order, so that they are the same in every run and on every rank.
+// Communicator: hardware seam 2 of 2. Moves tensors between the ranks of one group: MPI (host
+// memory), NCCL (device memory), or nothing for size 1. Stream-ordered: a call enqueues; inputs
+// must stay untouched until the stream gets there; errors surface in Stream::Synchronize(). One
+// thread at a time; all ranks of the group make the same calls in the same order. Sums are done in
+// fp32 in rank order, so that they are the same in every run and on every rank.
 #pragma once
 
 #include <cstdint>
@@ -20,10 +21,12 @@ class Communicator {
 
   // data = sum over ranks, in place. f32, bf16, f16; contiguous.
   virtual void AllReduceSum(Stream& stream, TensorView data) = 0;
-  // out = the ranks' `in` one after the other: out.bytes() == size() * in.bytes(); contiguous, any dtype.
+  // out = the ranks' `in` one after the other: out.bytes() == size() * in.bytes(); contiguous, any
+  // dtype.
   virtual void AllGather(Stream& stream, ConstTensorView in, TensorView out) = 0;
-  // Point to point within the group, in order. Send gives a ticket; `data` must not be written before
-  // WaitSend(ticket) has been enqueued, so a sender with two buffers overlaps sending with computing.
+  // Point to point within the group, in order. Send gives a ticket; `data` must not be written
+  // before WaitSend(ticket) has been enqueued, so a sender with two buffers overlaps sending with
+  // computing.
   virtual int64_t Send(Stream& stream, ConstTensorView data, int peer) = 0;
   virtual void WaitSend(Stream& stream, int64_t ticket) = 0;
   virtual void Recv(Stream& stream, TensorView data, int peer) = 0;

@@ -1,4 +1,5 @@
-// This rank's communicators: one per axis of the topology. Any other group becomes a named member here.
+// This rank's communicators: one per axis of the topology. Any other group becomes a named member
+// here.
 #pragma once
 
 #include <memory>
@@ -23,7 +24,8 @@ struct ProcessGroups {
 };
 
 // Collective. REQUIRES: topology.world_size() == control.size().
-absl::StatusOr<ProcessGroups> CreateProcessGroups(ControlPlane& control, const Topology& topology, Device& device);
+absl::StatusOr<ProcessGroups> CreateProcessGroups(ControlPlane& control, const Topology& topology,
+                                                  Device& device);
 // One rank, no MPI: for tests and tools.
 ProcessGroups SingleRank();
 

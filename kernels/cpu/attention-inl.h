@@ -1,0 +1,229 @@
+// Streaming-softmax attention of one query block over the paged cache. Keys come in blocks of 32 that start at multiples
+// of 32 of the sequence, whatever the page size, the chunk of queries or the batch; a key that a row must not see gets
+// weight exactly 0, and a block of such keys changes nothing (e^0 is 1). So a row's result depends on its own sequence
+// only. Part of isa_kernels-inl.h.
+namespace trireme::cpu::TRIREME_ISA {
+
+inline constexpr int64_t kKeys = 32;      // two vectors of scores a row
+inline constexpr float kMasked = -1e30f;  // finite, so that differences never are NaN
+
+// Lane j of row i becomes lane i of row j.
+TRIREME_INLINE void Transpose(F32 (&rows)[kLanes]) {
+#if defined(__AVX512F__)
+#pragma GCC unroll 4
+  for (int width = 8; width > 0; width /= 2) {
+    I32 low, high;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      low[lane] = (lane & width) == 0 ? lane : lane - width + kLanes;
+      high[lane] = (lane & width) == 0 ? lane + width : lane + kLanes;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) {
+      if ((i & width) != 0) continue;
+      const F32 a = rows[i], b = rows[i + width];
+      rows[i] = __builtin_shuffle(a, b, low);
+      rows[i + width] = __builtin_shuffle(a, b, high);
+    }
+  }
+#else
+  float lanes[kLanes][kLanes];
+  for (int i = 0; i < kLanes; ++i) Store(lanes[i], rows[i]);
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < kLanes; ++j) rows[i][j] = lanes[j][i];
+  }
+#endif
+}
+
+// Working memory of one query block; see AttentionScratchFloats.
+struct AttentionState {
+  int64_t d = 0;         // head_dim filled up to a multiple of kLanes
+  float* q = nullptr;    // [rows, d], scaled
+  float* out = nullptr;  // [rows, d], not yet divided by `total`
+  float* k = nullptr;    // [d, kKeys]
+  float* v = nullptr;    // [kKeys, d]
+  float* max = nullptr;    // [rows]
+  float* total = nullptr;  // [rows]
+  float* p = nullptr;      // [4, kKeys]
+};
+
+// Keys [first, first + count) of the sequence into state.k (transposed) and state.v; the rest of the block is zero.
+template <typename T>
+TRIREME_INLINE void LoadKeys(const AttentionBlock& block, int64_t first, int64_t count, AttentionState& state) {
+  const int64_t page_size = block.kv.k.shape.dims[1], head_dim = block.kv.k.shape.dims[3];
+  const int64_t token_stride = block.kv.k.shape.dims[2] * head_dim;
+  const int32_t* pages = Row<int32_t>(block.kv.page_tables, block.sequence);
+  const T *k[kKeys], *v[kKeys];
+  int64_t page = first / page_size, offset = first % page_size;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t at = offset * token_stride + block.kv_head * head_dim;
+    k[i] = Row<T>(block.kv.k, pages[page]) + at;
+    v[i] = Row<T>(block.kv.v, pages[page]) + at;
+    if (++offset == page_size) offset = 0, ++page;
+  }
+  for (int64_t c = 0; c < head_dim; c += kLanes) {
+    for (int64_t i0 = 0; i0 < kKeys; i0 += kLanes) {
+      F32 rows[kLanes];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; ++i) rows[i] = i0 + i < count ? Load(k[i0 + i] + c, head_dim - c) : F32{};
+      Transpose(rows);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; ++i) Store(state.k + (c + i) * kKeys + i0, rows[i]);
+    }
+    for (int64_t i = 0; i < kKeys; ++i) {
+      Store(state.v + i * state.d + c, i < count ? Load(v[i] + c, head_dim - c) : F32{});
+    }
+  }
+}
+
+struct KeyRange {
+  int64_t begin;  // the keys a row sees
+  int64_t end;
+};
+
+// Scores of kRows rows against the block, their new maxima and weights, and the rescaled sums so far.
+template <int kRows>
+TRIREME_INLINE void Weigh(const AttentionState& state, int64_t row, const KeyRange* ranges, int64_t first) {
+  F32 s[kRows][2] = {};
+  const float* q = state.q + row * state.d;
+  for (int64_t i = 0; i < state.d; ++i) {
+    const F32 k0 = Load(state.k + i * kKeys), k1 = Load(state.k + i * kKeys + kLanes);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const F32 a = Splat(q[r * state.d + i]);
+      s[r][0] = MulAdd(a, k0, s[r][0]);
+      s[r][1] = MulAdd(a, k1, s[r][1]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const F32 begin = Splat(static_cast<float>(Max(ranges[r].begin - first, 0)));
+    const F32 end = Splat(static_cast<float>(Max(Min(ranges[r].end - first, kKeys), 0)));
+    const F32 low = Lanes(), high = Lanes() + static_cast<float>(kLanes);
+    const I32 seen0 = (low >= begin) & (low < end), seen1 = (high >= begin) & (high < end);
+    const F32 s0 = seen0 ? s[r][0] : Splat(kMasked), s1 = seen1 ? s[r][1] : Splat(kMasked);
+    const float old = state.max[row + r];
+    const float block_max = MaxLane(s0 > s1 ? s0 : s1);
+    const float max = old > block_max ? old : block_max;
+    const F32 p0 = seen0 ? Exp(s0 - max) : F32{}, p1 = seen1 ? Exp(s1 - max) : F32{};
+    Store(state.p + r * kKeys, p0);
+    Store(state.p + r * kKeys + kLanes, p1);
+    const F32 shrink = Exp(Splat(old - max));
+    state.max[row + r] = max;
+    state.total[row + r] = state.total[row + r] * shrink[0] + Sum(p0 + p1);
+    if (old != max) {
+      float* out = state.out + (row + r) * state.d;
+      for (int64_t i = 0; i < state.d; i += kLanes) Store(out + i, Load(out + i) * shrink);
+    }
+  }
+}
+
+// out += p v, kVectors vectors of head_dim at a time.
+template <int kRows, int kVectors>
+TRIREME_INLINE void Accumulate(const AttentionState& state, int64_t row, int64_t column) {
+  F32 sums[kRows][kVectors];
+  float* out = state.out + row * state.d + column;
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 0; c < kVectors; ++c) sums[r][c] = Load(out + r * state.d + c * kLanes);
+  }
+  for (int64_t i = 0; i < kKeys; ++i) {
+    F32 v[kVectors];
+#pragma GCC unroll 4
+    for (int c = 0; c < kVectors; ++c) v[c] = Load(state.v + i * state.d + column + c * kLanes);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const F32 p = Splat(state.p[r * kKeys + i]);
+#pragma GCC unroll 4
+      for (int c = 0; c < kVectors; ++c) sums[r][c] = MulAdd(p, v[c], sums[r][c]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 0; c < kVectors; ++c) Store(out + r * state.d + c * kLanes, sums[r][c]);
+  }
+}
+
+template <int kRows>
+[[gnu::noinline]] void RowsOverBlock(const AttentionState& state, int64_t row, const KeyRange* ranges, int64_t first) {
+  Weigh<kRows>(state, row, ranges, first);
+  int64_t c = 0;
+#if defined(__AVX512F__)
+  for (; c + 4 * kLanes <= state.d; c += 4 * kLanes) Accumulate<kRows, 4>(state, row, c);
+#endif
+  for (; c < state.d; c += kLanes) Accumulate<kRows, 1>(state, row, c);
+}
+
+template <typename T>
+TRIREME_INLINE void LoadQueries(const AttentionBlock& block, AttentionState& state) {
+  const int64_t head_dim = block.kv.k.shape.dims[3];
+  float* q = state.q;
+  for (int64_t t = block.row_begin; t < block.row_end; ++t) {
+    const T* in = Row<T>(block.q, t) + block.kv_head * block.group * head_dim;
+    for (int64_t g = 0; g < block.group; ++g, q += state.d) {
+      for (int64_t c = 0; c < state.d; c += kLanes) {
+        Store(q + c, Load(in + g * head_dim + c, head_dim - c) * block.shape.scale);
+      }
+    }
+  }
+}
+
+template <typename T>
+TRIREME_INLINE void StoreRows(const AttentionBlock& block, const AttentionState& state) {
+  const int64_t head_dim = block.kv.k.shape.dims[3];
+  int64_t row = 0;
+  for (int64_t t = block.row_begin; t < block.row_end; ++t) {
+    T* out = Row<T>(block.out, t) + block.kv_head * block.group * head_dim;
+    for (int64_t g = 0; g < block.group; ++g, ++row) {
+      const float inverse = 1.0f / state.total[row];
+      for (int64_t c = 0; c < head_dim; c += kLanes) {
+        Store(out + g * head_dim + c, Load(state.out + row * state.d + c) * inverse, head_dim - c);
+      }
+    }
+  }
+}
+
+TRIREME_INLINE KeyRange RangeOf(const AttentionBlock& block, int64_t row) {
+  const int64_t position = block.first_position + row / block.group;
+  const int64_t window = block.shape.sliding_window;
+  return {window > 0 ? Max(0, position - window + 1) : 0, position + 1};
+}
+
+inline void AttentionRows(const AttentionBlock& block, float* scratch) {
+  const int64_t rows = (block.row_end - block.row_begin) * block.group;
+  AttentionState state;
+  state.d = (block.kv.k.shape.dims[3] + kLanes - 1) / kLanes * kLanes;
+  const int64_t padded_rows = (rows + kLanes - 1) / kLanes * kLanes;
+  state.q = scratch;
+  state.out = state.q + rows * state.d;
+  state.k = state.out + rows * state.d;
+  state.v = state.k + kKeys * state.d;
+  state.max = state.v + kKeys * state.d;
+  state.total = state.max + padded_rows;
+  state.p = state.total + padded_rows;
+  __builtin_memset(state.out, 0, rows * state.d * sizeof(float));
+  for (int64_t r = 0; r < rows; ++r) {
+    state.max[r] = kMasked;
+    state.total[r] = 0.0f;
+  }
+  DispatchFloat(block.q.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    LoadQueries<T>(block, state);
+    const int64_t end = RangeOf(block, rows - 1).end;
+    for (int64_t first = RangeOf(block, 0).begin / kKeys * kKeys; first < end; first += kKeys) {
+      LoadKeys<T>(block, first, Min(kKeys, end - first), state);
+      for (int64_t row = 0; row < rows;) {
+        const int64_t n = rows - row >= 4 ? 4 : rows - row >= 2 ? 2 : 1;
+        KeyRange ranges[4];
+        for (int64_t r = 0; r < n; ++r) ranges[r] = RangeOf(block, row + r);
+        if (n == 4) {
+          RowsOverBlock<4>(state, row, ranges, first);
+        } else if (n == 2) {
+          RowsOverBlock<2>(state, row, ranges, first);
+        } else {
+          RowsOverBlock<1>(state, row, ranges, first);
+        }
+        row += n;
+      }
+    }
+    StoreRows<T>(block, state);
+  });
+}
+
+}  // namespace trireme::cpu::TRIREME_ISA

@@ -1,0 +1,34 @@
+// Body of the isa_*.cc files: all hot loops, then their table. Included once per instruction set.
+#include "kernels/cpu/simd-inl.h"
+// These build on simd-inl.h.
+#include "kernels/cpu/attention-inl.h"
+#include "kernels/cpu/elementwise-inl.h"
+#include "kernels/cpu/matmul-inl.h"
+#include "kernels/cpu/peak-inl.h"
+
+namespace trireme::cpu {
+
+#define TRIREME_STRING_(x) #x
+#define TRIREME_STRING(x) TRIREME_STRING_(x)
+
+const IsaKernels& TRIREME_ISA_FACTORY();
+const IsaKernels& TRIREME_ISA_FACTORY() {
+  namespace isa = TRIREME_ISA;
+  static constexpr IsaKernels kKernels = {
+      .name = TRIREME_STRING(TRIREME_ISA),
+      .native_bf16 = isa::kNativeBf16,
+      .rms_norm = isa::RmsNormRows,
+      .add_rms_norm = isa::AddRmsNormRows,
+      .add = isa::AddRows,
+      .silu_and_mul = isa::SiluAndMulRows,
+      .rope_and_store_kv = isa::RopeAndStoreKvRows,
+      .to_float = isa::ToFloatRows,
+      .matmul_panel = isa::MatMulPanelRows,
+      .attention = isa::AttentionRows,
+      .peak_flops = isa::PeakFlops,
+      .read = isa::ReadSum,
+  };
+  return kKernels;
+}
+
+}  // namespace trireme::cpu

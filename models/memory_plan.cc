@@ -1,0 +1,68 @@
+#include "models/memory_plan.h"
+
+#include "models/weights.h"
+
+namespace trireme {
+namespace {
+
+// Elements of the piece of `spec` that one tensor-parallel rank holds.
+int64_t PieceElements(const WeightSpec& spec, int part, int parts) {
+  if (spec.split == Split::kNone) return spec.shape.elements();
+  const int64_t cut_extent = spec.shape[spec.split == Split::kRows ? 0 : 1];
+  return spec.shape.elements() / cut_extent * PieceOfSpec(spec, part, parts).size();
+}
+
+// All layers have the same shapes, so one stands for each.
+LayerWeightSpecs AnyLayer(const ModelConfig& config) {
+  ModelConfig one = config;
+  one.num_layers = 1;
+  return WeightSpecsOf(one).layers[0];
+}
+
+int64_t LayerElements(const LayerWeightSpecs& layer, int part, int parts) {
+  int64_t sum = 0;
+  for (const WeightSpec& spec : SpecsOfLayer(layer)) sum += PieceElements(spec, part, parts);
+  return sum;
+}
+
+}  // namespace
+
+std::vector<Range> StageLayers(const ModelConfig& config, int pp) {
+  CHECK(pp >= 1 && pp <= config.num_layers) << pp << " stages of " << config.num_layers << " layers";
+  const auto layer_cost = static_cast<double>(LayerElements(AnyLayer(config), 0, 1));
+  const auto head_cost = static_cast<double>(config.hidden_size * config.vocab_size + config.hidden_size);
+  return SplitLayers(std::vector<double>(config.num_layers, layer_cost), pp, 0.0, head_cost);
+}
+
+std::vector<RankBytes> PlanRankBytes(const ModelConfig& config, const Topology& topology, DType dtype) {
+  const std::vector<Range> stages = StageLayers(config, topology.pp_size);
+  const LayerWeightSpecs layer = AnyLayer(config);
+  ModelConfig one = config;
+  one.num_layers = 1;
+  const DecoderWeightSpecs specs = WeightSpecsOf(one);
+  const auto size = static_cast<int64_t>(SizeOf(dtype));
+  std::vector<RankBytes> out;
+  for (int rank = 0; rank < topology.world_size(); ++rank) {
+    const int stage = topology.PpIndex(rank), tp = topology.TpIndex(rank), parts = topology.tp_size;
+    const bool first = stage == 0, last = stage == topology.pp_size - 1;
+    RankBytes bytes;
+    bytes.rank = rank;
+    bytes.layers = stages[stage];
+    bytes.parameters = bytes.layers.size() * LayerElements(layer, tp, parts);
+    if (first) bytes.parameters += PieceElements(specs.embedding, tp, parts);
+    if (last) bytes.parameters += PieceElements(specs.final_norm, tp, parts);
+    if (last && !(first && config.tied_head)) bytes.parameters += PieceElements(specs.head, tp, parts);
+    bytes.weight_bytes = bytes.parameters * size;
+    bytes.kv_bytes_per_token = 2 * bytes.layers.size() * PieceOfSpec(layer.k, tp, parts).size() * size;
+    out.push_back(bytes);
+  }
+  return out;
+}
+
+int64_t TotalParameters(const ModelConfig& config) {
+  const int64_t vocabulary = config.vocab_size * config.hidden_size;
+  return config.num_layers * LayerElements(AnyLayer(config), 0, 1) + vocabulary * (config.tied_head ? 1 : 2) +
+         config.hidden_size;
+}
+
+}  // namespace trireme

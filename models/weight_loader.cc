@@ -1,0 +1,217 @@
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "kernels/status.h"
+#include "models/json_file.h"
+#include "models/weights.h"
+
+namespace trireme {
+namespace {
+
+constexpr int64_t kMaxIndexBytes = 100'000'000;
+constexpr int64_t kConvertChunkBytes = 1 << 20;  // stays in the second-level cache between read and conversion
+
+bool Exists(const std::string& path) {
+  struct stat info {};
+  return stat(path.c_str(), &info) == 0;
+}
+
+std::string BaseName(const std::string& path) { return path.substr(path.rfind('/') + 1); }
+
+std::string ShapeText(const std::vector<int64_t>& dims) { return absl::StrCat("[", absl::StrJoin(dims, ", "), "]"); }
+
+bool SameShape(const Shape& shape, const std::vector<int64_t>& dims) {
+  return std::equal(dims.begin(), dims.end(), shape.dims.begin(), shape.dims.begin() + shape.rank);
+}
+
+// The weight_map of an index file: tensor name to shard file name.
+absl::StatusOr<std::map<std::string, std::string>> ReadWeightMap(const std::string& path) {
+  ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path, kMaxIndexBytes));
+  ASSIGN_OR_RETURN(const nlohmann::json index, ParseJsonObject(text, path));
+  const auto map = index.find("weight_map");
+  if (map == index.end() || !map->is_object() || map->empty()) {
+    return absl::InvalidArgumentError(path + ": weight_map: must be an object that maps tensor names to file names");
+  }
+  std::map<std::string, std::string> out;
+  for (const auto& [name, value] : map->items()) {
+    const std::string file = value.is_string() ? value.get<std::string>() : "";
+    // Only names of files in the checkpoint's own directory: an index must not make us read elsewhere.
+    if (file.empty() || file == "." || file == ".." || file.find('/') != std::string::npos ||
+        file.find('\0') != std::string::npos) {
+      return absl::InvalidArgumentError(absl::StrCat(path, ": weight_map: ", Quoted(name), " must map to the plain "
+                                                     "name of a file in this directory, not ", Quoted(file)));
+    }
+    out[name] = file;
+  }
+  return out;
+}
+
+template <typename From, typename To>
+void ConvertElements(const char* from, char* to, int64_t count) {
+  const auto* in = reinterpret_cast<const From*>(from);
+  auto* out = reinterpret_cast<To*>(to);
+  for (int64_t i = 0; i < count; ++i) out[i] = FromFloat<To>(ToFloat(in[i]));
+}
+
+template <typename From>
+void ConvertFrom(const char* from, DType to_type, char* to, int64_t count) {
+  switch (to_type) {
+    case DType::kF32:
+      return ConvertElements<From, float>(from, to, count);
+    case DType::kBF16:
+      return ConvertElements<From, BF16>(from, to, count);
+    case DType::kF16:
+      return ConvertElements<From, F16>(from, to, count);
+    default:
+      CHECK(false) << "not a float dtype: " << Name(to_type);
+  }
+}
+
+void Convert(DType from_type, const char* from, DType to_type, char* to, int64_t count) {
+  switch (from_type) {
+    case DType::kF32:
+      return ConvertFrom<float>(from, to_type, to, count);
+    case DType::kBF16:
+      return ConvertFrom<BF16>(from, to_type, to, count);
+    case DType::kF16:
+      return ConvertFrom<F16>(from, to_type, to, count);
+    default:
+      CHECK(false) << "not a float dtype: " << Name(from_type);
+  }
+}
+
+// Why a stored tensor cannot serve as `spec`, or empty.
+std::string Mismatch(const WeightSpec& spec, const SafetensorsFile& file, const TensorEntry& entry) {
+  if (!entry.foreign_dtype.empty() || !IsFloat(entry.dtype)) {
+    return absl::StrCat("tensor ", Quoted(spec.name), " in ", BaseName(file.path()), " is of dtype ",
+                        entry.foreign_dtype.empty() ? Name(entry.dtype) : entry.foreign_dtype,
+                        "; weights must be F32, BF16 or F16");
+  }
+  if (!SameShape(spec.shape, entry.dims)) {
+    return absl::StrCat("tensor ", Quoted(spec.name), " in ", BaseName(file.path()), " has shape ",
+                        ShapeText(entry.dims), "; config.json asks for ", spec.shape.ToString(), " (", spec.fields,
+                        ")");
+  }
+  return "";
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<WeightLoader>> WeightLoader::Open(const std::string& model_dir) {
+  std::unique_ptr<WeightLoader> loader(new WeightLoader);
+  loader->model_dir_ = model_dir;
+  const std::string single = model_dir + "/model.safetensors";
+  const std::string index = single + ".index.json";
+  std::map<std::string, std::string> weight_map;
+  std::set<std::string> shards;
+  if (Exists(single)) {
+    shards.insert(BaseName(single));
+  } else if (Exists(index)) {
+    ASSIGN_OR_RETURN(weight_map, ReadWeightMap(index));
+    for (const auto& [name, file] : weight_map) shards.insert(file);
+  } else {
+    return absl::NotFoundError(absl::StrCat(
+        model_dir, ": has neither model.safetensors nor model.safetensors.index.json; weights are read from these"));
+  }
+  for (const std::string& shard : shards) {
+    auto file = SafetensorsFile::Open(absl::StrCat(model_dir, "/", shard));
+    if (absl::IsNotFound(file.status())) {
+      return absl::NotFoundError(absl::StrCat(index, ": names the shard ", Quoted(shard), ", which is not in ", model_dir));
+    }
+    RETURN_IF_ERROR(file.status());
+    loader->files_.push_back(std::move(*file));
+    const SafetensorsFile* opened = loader->files_.back().get();
+    for (const auto& [name, entry] : opened->header().tensors) {
+      const auto [at, added] = loader->tensors_.emplace(name, Located{opened, &entry});
+      if (!added) {
+        return absl::InvalidArgumentError(absl::StrCat(model_dir, ": tensor ", Quoted(name), " is in both ",
+                                                       BaseName(at->second.file->path()), " and ", shard));
+      }
+      loader->total_bytes_ += entry.end - entry.begin;
+    }
+  }
+  for (const auto& [name, file] : weight_map) {
+    const auto at = loader->tensors_.find(name);
+    if (at == loader->tensors_.end() || BaseName(at->second.file->path()) != file) {
+      return absl::InvalidArgumentError(absl::StrCat(index, ": lists tensor ", Quoted(name), " in ", file,
+                                                     ", which does not hold it"));
+    }
+  }
+  return loader;
+}
+
+absl::StatusOr<WeightLoader::Located> WeightLoader::Locate(const std::string& name) const {
+  const auto at = tensors_.find(name);
+  if (at != tensors_.end()) return at->second;
+  return absl::NotFoundError(absl::StrCat(model_dir_, ": tensor ", Quoted(name),
+                                          " is missing; config.json asks for it"));
+}
+
+bool WeightLoader::Has(const std::string& name) const { return tensors_.contains(name); }
+
+absl::Status WeightLoader::Check(const std::vector<WeightSpec>& specs) const {
+  absl::Status first;
+  int64_t problems = 0;
+  for (const WeightSpec& spec : specs) {
+    const auto located = Locate(spec.name);
+    absl::Status problem = located.status();
+    if (located.ok()) {
+      const std::string mismatch = Mismatch(spec, *located->file, *located->entry);
+      if (!mismatch.empty()) problem = absl::InvalidArgumentError(absl::StrCat(model_dir_, ": ", mismatch));
+    }
+    problems += !problem.ok();
+    first.Update(problem);
+  }
+  if (problems <= 1) return first;
+  return absl::Status(first.code(), absl::StrCat(first.message(), " (and ", problems - 1, " more tensors are wrong)"));
+}
+
+absl::Status WeightLoader::Load(const WeightSpec& spec, int part, int parts, TensorView dst) {
+  const Range piece = PieceOfSpec(spec, part, parts);
+  Shape shape = spec.shape;
+  if (spec.split != Split::kNone) shape.dims[spec.split == Split::kRows ? 0 : 1] = piece.size();
+  CHECK(dst.shape == shape) << spec.name << ": piece " << shape.ToString() << ", destination "
+                            << dst.shape.ToString();
+  CHECK(dst.contiguous() && IsFloat(dst.dtype)) << spec.name;
+  ASSIGN_OR_RETURN(const Located located, Locate(spec.name));
+  const TensorEntry& entry = *located.entry;
+  if (const std::string mismatch = Mismatch(spec, *located.file, entry); !mismatch.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(model_dir_, ": ", mismatch));
+  }
+  if (shape.elements() == 0) return absl::OkStatus();
+
+  // The piece is `runs` runs of `run` neighbouring elements, `stride` apart in the file.
+  const auto size = static_cast<int64_t>(SizeOf(entry.dtype));
+  const bool columns = spec.split == Split::kCols;
+  const int64_t stride = columns ? spec.shape[1] : shape.elements();
+  const int64_t runs = columns ? spec.shape[0] : 1;
+  const int64_t run = columns ? piece.size() : shape.elements();
+  const int64_t row_elements = TensorView::RowElements(spec.shape);
+  const int64_t first = columns ? piece.begin : (spec.split == Split::kRows ? piece.begin * row_elements : 0);
+  const auto out_size = static_cast<int64_t>(SizeOf(dst.dtype));
+  char* out = dst.as<char>();
+  for (int64_t i = 0; i < runs; ++i) {
+    const int64_t offset = entry.begin + (first + i * stride) * size;
+    if (entry.dtype == dst.dtype) {
+      RETURN_IF_ERROR(located.file->Read(offset, run * size, out));
+      out += run * size;
+    } else {
+      const int64_t chunk = kConvertChunkBytes / size;
+      scratch_.resize(kConvertChunkBytes);
+      for (int64_t done = 0; done < run; done += chunk) {
+        const int64_t count = std::min(chunk, run - done);
+        RETURN_IF_ERROR(located.file->Read(offset + done * size, count * size, scratch_.data()));
+        Convert(entry.dtype, scratch_.data(), dst.dtype, out, count);
+        out += count * out_size;
+      }
+    }
+    bytes_read_ += run * size;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace trireme

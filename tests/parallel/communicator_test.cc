@@ -1,0 +1,228 @@
+#include "parallel/communicator.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "parallel/mpi_communicator.h"
+#include "parallel/process_groups.h"
+#include "tests/parallel/host_device.h"
+#include "tests/parallel/world.h"
+
+namespace trireme {
+namespace {
+
+// What `rank` contributes at `i`: magnitudes over 2^12, so that another order of the sum gives other bits.
+float Value(int rank, int64_t i, int salt) {
+  uint32_t h = static_cast<uint32_t>(i * 2654435761u) ^ static_cast<uint32_t>(rank * 40503 + salt * 977 + 1);
+  h = (h ^ (h >> 15)) * 0x2c1b3c6du;
+  h = (h ^ (h >> 12)) * 0x297a2d39u;
+  h ^= h >> 15;
+  return std::ldexp(static_cast<float>(h & 0xffff) / 65536.0f - 0.5f, static_cast<int>(h >> 16) % 13 - 4);
+}
+
+template <typename T>
+std::vector<T> Values(int rank, int64_t n, int salt) {
+  std::vector<T> values(n);
+  for (int64_t i = 0; i < n; ++i) values[i] = FromFloat<T>(Value(rank, i, salt));
+  return values;
+}
+
+template <typename T>
+T SumOf(int ranks, int64_t i, int salt, bool reversed = false) {
+  float sum = 0;
+  for (int k = 0; k < ranks; ++k) {
+    const int r = reversed ? ranks - 1 - k : k;
+    const float value = ToFloat(FromFloat<T>(Value(r, i, salt)));
+    sum = k == 0 ? value : sum + value;
+  }
+  return FromFloat<T>(sum);
+}
+
+template <typename T>
+TensorView View(std::vector<T>& values) {
+  return TensorView(values.data(), kDTypeOf<T>, Shape{static_cast<int64_t>(values.size())});
+}
+
+// Around the sizes where the algorithm changes, for any of the element types; odd; empty; and 1M.
+std::vector<int64_t> Sizes() {
+  std::vector<int64_t> sizes = {0, 1, 2, 3, 5, 63, 1000};
+  for (int64_t bytes = 1024; bytes <= int64_t{1} << 20; bytes *= 2) {
+    for (int64_t item : {2, 4}) sizes.insert(sizes.end(), {bytes / item, bytes / item + 1});
+  }
+  sizes.insert(sizes.end(), {(1 << 20) + 3, 1'000'003});
+  return sizes;
+}
+
+template <typename T>
+class CommunicatorTest : public testing::Test {};
+// A tag per element type: _Float16 itself has no typeinfo to name a test by.
+template <typename T>
+struct Element {
+  using Type = T;
+};
+using FloatTypes = testing::Types<Element<float>, Element<BF16>, Element<F16>>;
+TYPED_TEST_SUITE(CommunicatorTest, FloatTypes);
+
+TYPED_TEST(CommunicatorTest, AllReduceIsTheSumInRankOrderOnEveryRank) {
+  using T = typename TypeParam::Type;
+  Host host;
+  const auto comm = NewMpiCommunicator(World(), 0);
+  ASSERT_EQ(comm->size(), World().size());
+  ASSERT_EQ(comm->rank(), World().rank());
+  int salt = 0;
+  for (int64_t n : Sizes()) {
+    std::vector<T> data = Values<T>(comm->rank(), n, ++salt);
+    comm->AllReduceSum(host.stream, View(data));
+    ASSERT_TRUE(host.stream.Synchronize().ok());
+    int64_t wrong = 0, order_matters = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const T want = SumOf<T>(comm->size(), i, salt), reversed = SumOf<T>(comm->size(), i, salt, true);
+      wrong += std::memcmp(&data[i], &want, sizeof(T)) != 0;
+      order_matters += std::memcmp(&reversed, &want, sizeof(T)) != 0;
+    }
+    EXPECT_EQ(wrong, 0) << "of " << n;
+    // Else this test could not see a wrong order. Two summands commute.
+    if (comm->size() > 2 && n >= 1000) {
+      EXPECT_GT(order_matters, 0);
+    }
+  }
+}
+
+// Many small ones in a row: a rank may be one collective ahead of another, never two.
+TYPED_TEST(CommunicatorTest, BackToBackAllReduces) {
+  using T = typename TypeParam::Type;
+  Host host;
+  const auto comm = NewMpiCommunicator(World(), 0);
+  for (int round = 0; round < 500; ++round) {
+    const int64_t n = 1 + round % 7 * 300;
+    std::vector<T> data = Values<T>(comm->rank(), n, round);
+    comm->AllReduceSum(host.stream, View(data));
+    const T first = SumOf<T>(comm->size(), 0, round), last = SumOf<T>(comm->size(), n - 1, round);
+    ASSERT_EQ(0, std::memcmp(&data[0], &first, sizeof(T))) << round;
+    ASSERT_EQ(0, std::memcmp(&data[n - 1], &last, sizeof(T))) << round;
+  }
+}
+
+TEST(Communicator, AllGatherPlacesRanksInOrder) {
+  Host host;
+  const auto comm = NewMpiCommunicator(World(), 0);
+  for (int64_t n : Sizes()) {
+    const std::vector<float> in = Values<float>(comm->rank(), n, 3);
+    std::vector<float> out(n * comm->size(), -1.0f);
+    const ConstTensorView in_view(in.data(), DType::kF32, Shape{n});
+    comm->AllGather(host.stream, in_view, View(out));
+    std::vector<float> in_place(n * comm->size(), -1.0f);
+    std::copy(in.begin(), in.end(), in_place.begin() + comm->rank() * n);
+    const TensorView part = View(in_place).Rows(comm->rank() * n, n);
+    comm->AllGather(host.stream, part, View(in_place));
+    std::vector<float> want;
+    for (int r = 0; r < comm->size(); ++r) {
+      const std::vector<float> theirs = Values<float>(r, n, 3);
+      want.insert(want.end(), theirs.begin(), theirs.end());
+    }
+    EXPECT_TRUE(out == want) << n;
+    EXPECT_TRUE(in_place == want) << n;
+  }
+}
+
+TEST(Communicator, AllGatherOfBytesOfAnyLength) {
+  Host host;
+  const auto comm = NewMpiCommunicator(World(), 0);
+  for (int64_t n : {1, 3, 17, 4097}) {
+    std::vector<uint8_t> in(n, static_cast<uint8_t>(comm->rank() + 1)), out(n * comm->size());
+    comm->AllGather(host.stream, ConstTensorView(in.data(), DType::kU8, Shape{n}),
+                    TensorView(out.data(), DType::kU8, Shape{n * comm->size()}));
+    for (int64_t i = 0; i < n * comm->size(); ++i) ASSERT_EQ(out[i], i / n + 1);
+  }
+}
+
+// Each rank sends to the next with two buffers: it fills one while the other may still be on its way.
+TEST(Communicator, RingWithTwoBuffersInFlight) {
+  Host host;
+  const auto comm = NewMpiCommunicator(World(), 0);
+  if (comm->size() == 1) GTEST_SKIP() << "a ring needs two ranks";
+  const int next = (comm->rank() + 1) % comm->size();
+  const int previous = (comm->rank() + comm->size() - 1) % comm->size();
+  for (int64_t n : {1, 1000, 300'000}) {
+    std::vector<float> buffers[2] = {std::vector<float>(n), std::vector<float>(n)}, in(n);
+    int64_t tickets[2] = {0, 0};
+    for (int round = 0; round < 10; ++round) {
+      const int slot = round % 2;
+      if (round >= 2) comm->WaitSend(host.stream, tickets[slot]);
+      buffers[slot] = Values<float>(comm->rank(), n, round);
+      tickets[slot] = comm->Send(host.stream, View(buffers[slot]), next);
+      if (round == 0) continue;  // the peer's Recv lags one behind
+      comm->Recv(host.stream, View(in), previous);
+      EXPECT_TRUE(in == Values<float>(previous, n, round - 1)) << n << " round " << round;
+    }
+    comm->Recv(host.stream, View(in), previous);
+    EXPECT_TRUE(in == Values<float>(previous, n, 9));
+    for (int64_t ticket : tickets) comm->WaitSend(host.stream, ticket);
+    for (int64_t ticket : tickets) comm->WaitSend(host.stream, ticket);  // twice is harmless
+  }
+}
+
+TEST(Communicator, BytesMovedGrow) {
+  Host host;
+  const auto comm = NewMpiCommunicator(World(), 0);
+  std::vector<float> data(1 << 16);
+  comm->AllReduceSum(host.stream, View(data));
+  // A rank must at least send its array's worth less its own piece and get as much; no more than gather-and-sum.
+  const int64_t bytes = static_cast<int64_t>(data.size()) * 4, others = comm->size() - 1;
+  EXPECT_GE(comm->bytes_moved(), 2 * bytes * others / comm->size());
+  EXPECT_LE(comm->bytes_moved(), 2 * bytes * others);
+}
+
+void CheckGroups(const Topology& topology) {
+  Host host;
+  const auto groups = CreateProcessGroups(World(), topology, host.device);
+  ASSERT_TRUE(groups.ok()) << groups.status();
+  EXPECT_EQ(groups->tp->size(), topology.tp_size);
+  EXPECT_EQ(groups->pp->size(), topology.pp_size);
+  EXPECT_EQ(groups->tp->rank(), groups->tp_index());
+  EXPECT_EQ(groups->pp->rank(), groups->pp_index());
+  // Who is in my groups: sums of 2^rank.
+  std::vector<float> bit = {std::ldexp(1.0f, World().rank())};
+  groups->tp->AllReduceSum(host.stream, View(bit));
+  float want = 0;
+  for (int tp = 0; tp < topology.tp_size; ++tp) {
+    want += std::ldexp(1.0f, topology.RankOf(groups->dp_index(), groups->pp_index(), tp));
+  }
+  EXPECT_EQ(bit[0], want);
+  std::vector<int32_t> me = {World().rank()}, stages(topology.pp_size);
+  groups->pp->AllGather(host.stream, View(me), View(stages));
+  for (int pp = 0; pp < topology.pp_size; ++pp) {
+    EXPECT_EQ(stages[pp], topology.RankOf(groups->dp_index(), pp, groups->tp_index()));
+  }
+  EXPECT_EQ(groups->first_stage(), groups->pp_index() == 0);
+  EXPECT_EQ(groups->last_stage(), groups->pp_index() == topology.pp_size - 1);
+}
+
+TEST(ProcessGroups, EveryTopologyOfThisManyRanks) {
+  const int n = World().size();
+  for (int tp = 1; tp <= n; ++tp) {
+    for (int pp = 1; pp <= n; ++pp) {
+      if (n % (tp * pp) == 0) CheckGroups(Topology{tp, pp, n / (tp * pp)});
+    }
+  }
+}
+
+TEST(ProcessGroups, SingleRankNeedsNoMpi) {
+  const ProcessGroups groups = SingleRank();
+  EXPECT_EQ(groups.topology, Topology{});
+  EXPECT_TRUE(groups.first_stage() && groups.last_stage());
+  Host host;
+  std::vector<float> data = {1, 2, 3}, out(3);
+  groups.tp->AllReduceSum(host.stream, View(data));
+  groups.tp->AllGather(host.stream, View(data), View(out));
+  EXPECT_EQ(data, (std::vector<float>{1, 2, 3}));
+  EXPECT_EQ(out, data);
+}
+
+}  // namespace
+}  // namespace trireme
