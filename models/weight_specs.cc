@@ -40,7 +40,7 @@ LayerWeightSpecs LayerSpecs(const ModelConfig& c, int64_t layer) {
     out.k_bias = KvHeads(a + "k_proj.bias", {kv_rows}, d, kv_fields);
     out.v_bias = KvHeads(a + "v_proj.bias", {kv_rows}, d, kv_fields);
   }
-  // Biases of row-parallel layers are whole on every rank: they are added once, after the all-reduce.
+  // Biases of row-parallel layers are not cut: they must enter the sum over the ranks once.
   if (c.output_bias) out.o_bias = Whole(a + "o_proj.bias", {h}, "hidden_size");
   if (c.qk_norm) {
     out.q_norm = Whole(a + "q_norm.weight", {d}, "head_dim");

@@ -5,11 +5,13 @@
 #include <climits>
 #include <cstring>
 #include <deque>
+#include <memory>
 #include <vector>
 
 #include "kernels/check.h"
 #include "parallel/mpi_check.h"
 #include "parallel/rank_sum.h"
+#include "parallel/shared_window.h"
 #include "parallel/topology.h"
 
 namespace trireme {
@@ -26,7 +28,8 @@ int IntCount(int64_t bytes) {
 
 class MpiCommunicator final : public Communicator {
  public:
-  explicit MpiCommunicator(MPI_Comm comm) : comm_(comm) {
+  MpiCommunicator(MPI_Comm comm, bool use_shared_memory)
+      : comm_(comm), use_shared_memory_(use_shared_memory) {
     MPI_CHECK(MPI_Comm_rank(comm, &rank_));
     MPI_CHECK(MPI_Comm_size(comm, &size_));
   }
@@ -42,8 +45,13 @@ class MpiCommunicator final : public Communicator {
   void GatherAndSum(TensorView data);
   void ReduceScatterAndGather(TensorView data);
   char* Scratch(int64_t bytes);
+  // Made by the first collective, so that a group that only sends and receives needs no shared memory.
+  SharedWindow* Window();
 
   MPI_Comm comm_;
+  bool use_shared_memory_;
+  std::unique_ptr<SharedWindow> window_;
+  bool window_tried_ = false;
   std::vector<char> scratch_;
   std::vector<const void*> inputs_;
   // Requests of the tickets [first_ticket_, first_ticket_ + sends_.size()); older ones are complete.
@@ -60,7 +68,14 @@ MpiCommunicator::~MpiCommunicator() {
   int finalized = 0;
   MPI_Finalized(&finalized);
   CHECK(!finalized) << "a communicator outlived the control plane";
+  window_.reset();
   MPI_Comm_free(&comm_);
+}
+
+SharedWindow* MpiCommunicator::Window() {
+  if (!window_tried_ && use_shared_memory_) window_ = SharedWindow::Create(MPI_Comm_c2f(comm_));
+  window_tried_ = true;
+  return window_.get();
 }
 
 char* MpiCommunicator::Scratch(int64_t bytes) {
@@ -73,7 +88,10 @@ void MpiCommunicator::AllReduceSum(Stream& stream, TensorView data) {
   CHECK(data.contiguous());
   CHECK(IsFloat(data.dtype)) << Name(data.dtype);
   if (data.elements() == 0) return;
-  if (data.bytes() <= kDirectBytes) {
+  if (SharedWindow* window = Window()) {
+    window->AllReduceSum(data.dtype, data.elements(), data.data);
+    bytes_moved_ += 4 * data.bytes() * (size_ - 1) / size_;
+  } else if (data.bytes() <= kDirectBytes) {
     GatherAndSum(data);
   } else {
     ReduceScatterAndGather(data);
@@ -120,10 +138,11 @@ void MpiCommunicator::AllGather(Stream& stream, ConstTensorView in, TensorView o
   CHECK_EQ(in.bytes() * size_, out.bytes());
   const int bytes = IntCount(in.bytes());
   if (bytes == 0) return;
+  bytes_moved_ += 2 * (size_ - 1) * int64_t{bytes};
+  if (SharedWindow* window = Window()) return window->AllGather(in.data, bytes, out.data);
   const bool in_place = in.data == out.as<char>() + int64_t{bytes} * rank_;
   MPI_CHECK(MPI_Allgather(in_place ? MPI_IN_PLACE : in.data, bytes, MPI_BYTE, out.data, bytes,
                           MPI_BYTE, comm_));
-  bytes_moved_ += 2 * (size_ - 1) * int64_t{bytes};
 }
 
 int64_t MpiCommunicator::Send(Stream& stream, ConstTensorView data, int peer) {
@@ -165,7 +184,8 @@ void MpiCommunicator::Recv(Stream& stream, TensorView data, int peer) {
 
 }  // namespace
 
-std::unique_ptr<Communicator> NewMpiCommunicator(const ControlPlane& control, int color) {
+std::unique_ptr<Communicator> NewMpiCommunicator(const ControlPlane& control, int color,
+                                                 bool use_shared_memory) {
   MPI_Comm comm = MPI_COMM_NULL;
   MPI_CHECK(MPI_Comm_split(MPI_COMM_WORLD, color, control.rank(), &comm));
   int size = 0;
@@ -174,7 +194,7 @@ std::unique_ptr<Communicator> NewMpiCommunicator(const ControlPlane& control, in
     MPI_CHECK(MPI_Comm_free(&comm));
     return NewSelfCommunicator();
   }
-  return std::make_unique<MpiCommunicator>(comm);
+  return std::make_unique<MpiCommunicator>(comm, use_shared_memory);
 }
 
 }  // namespace trireme

@@ -3,10 +3,37 @@
 # tests NAME_np1, NAME_np2, ... Its main (tests/mpi_main.cc) all-reduces the verdict. Each test has a timeout.
 
 # Keeps Open MPI quick and quiet with more ranks than cores, and as root; nothing is needed from the user's environment.
+# Open MPI 5 reads some of it under PRTE_ names. launch/mpi_env.sh says what each is for.
 set(TRIREME_MPI_ENVIRONMENT
     OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,vader,tcp
     OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_rmaps_base_oversubscribe=1
-    OMPI_MCA_ess_singleton_isolated=1 OMP_WAIT_POLICY=passive)
+    OMPI_MCA_ess_singleton_isolated=1 PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    PRTE_MCA_hwloc_default_binding_policy=none PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
+    OMP_WAIT_POLICY=passive)
+find_program(TRIREME_SSH NAMES ssh rsh)
+if(NOT TRIREME_SSH)
+  list(APPEND TRIREME_MPI_ENVIRONMENT OMPI_MCA_plm_rsh_agent=/bin/false PRTE_MCA_plm_ssh_agent=/bin/false)
+endif()
+
+# What Open MPI itself leaks or synchronises out of a sanitizer's sight is listed in the suppression files.
+if(TRIREME_SANITIZE MATCHES "address")
+  include(CheckCXXSourceRuns)
+  set(CMAKE_REQUIRED_FLAGS -fsanitize=address)
+  # Some containers forbid the ptrace that the leak check lives on.
+  check_cxx_source_runs("int main() { return 0; }" TRIREME_CAN_DETECT_LEAKS)
+  unset(CMAKE_REQUIRED_FLAGS)
+  set(leaks 0)
+  if(TRIREME_CAN_DETECT_LEAKS)
+    set(leaks 1)
+  endif()
+  list(APPEND TRIREME_MPI_ENVIRONMENT
+       "ASAN_OPTIONS=detect_leaks=${leaks}:detect_stack_use_after_return=1" "UBSAN_OPTIONS=print_stacktrace=1"
+       "LSAN_OPTIONS=suppressions='${PROJECT_SOURCE_DIR}/tests/lsan.supp':print_suppressions=0")
+elseif(TRIREME_SANITIZE MATCHES "thread")
+  # libgomp is not instrumented: one thread leaves nothing for it to synchronise.
+  list(APPEND TRIREME_MPI_ENVIRONMENT OMP_NUM_THREADS=1
+       "TSAN_OPTIONS=suppressions='${PROJECT_SOURCE_DIR}/tests/tsan.supp'")
+endif()
 
 function(trireme_test name)
   cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;LIBRARIES" ${ARGN})

@@ -26,8 +26,8 @@ struct MatMulPanel {
   DType weight_type = DType::kF32;
   int64_t k = 0;
   int64_t columns = 0;  // valid ones, <= kPanelColumns
-  ConstTensorView bias;  // [columns] or empty
-  TensorView y;          // [rows, columns]
+  ConstTensorView bias{};  // [columns] or empty
+  TensorView y{};          // [rows, columns]
 };
 
 // One query block of one sequence and kv head.

@@ -2,9 +2,9 @@
 // blockings by the number of rows, so a row's bits would depend on the batch; and at one row it leaves a third of the
 // memory bandwidth unused. tests/bench/op_bench.cc measures both.
 #include <algorithm>
-#include <cstring>
+#include <type_traits>
+#include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/status.h"

@@ -19,7 +19,8 @@ class HostStream final : public Stream {
 
 class HostDevice final : public Device {
  public:
-  explicit HostDevice(bool host_memory = true) {
+  HostDevice() : HostDevice(true) {}
+  explicit HostDevice(bool host_memory) {
     spec_.name = "host";
     spec_.host_memory = host_memory;
   }

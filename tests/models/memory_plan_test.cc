@@ -1,0 +1,111 @@
+#include "models/memory_plan.h"
+
+#include <gtest/gtest.h>
+
+#include "models/checkpoint_maker.h"
+#include "models/weights.h"
+#include "tests/models/temp_dir.h"
+
+namespace trireme {
+namespace {
+
+ModelConfig Named(const std::string& name) {
+  auto config = CheckpointRecipeConfig(name);
+  EXPECT_TRUE(config.ok()) << config.status();
+  return *config;
+}
+
+ModelConfig Golden(const std::string& name) {
+  auto config = LoadModelConfig(GoldenDir(name));
+  EXPECT_TRUE(config.ok()) << config.status();
+  return *config;
+}
+
+// Counts that the files of the golden checkpoints hold and that the models' publishers give.
+TEST(MemoryPlanTest, TotalParameters) {
+  EXPECT_EQ(TotalParameters(Golden("stories260K")), 260032);
+  EXPECT_EQ(TotalParameters(Golden("tiny-llama3")), 287360);
+  EXPECT_EQ(TotalParameters(Golden("tiny-qwen2")), 218176);
+  EXPECT_EQ(TotalParameters(Golden("tiny-qwen3")), 263232);
+  EXPECT_EQ(TotalParameters(Golden("tiny-mistral-swa")), 238528);
+  EXPECT_EQ(TotalParameters(Named("llama-3.2-1b")), 1235814400);
+  EXPECT_EQ(TotalParameters(Named("llama-3.2-3b")), 3212749824);
+  EXPECT_EQ(TotalParameters(Named("llama-3.1-8b")), 8030261248);
+  EXPECT_EQ(TotalParameters(Named("llama-3.1-70b")), 70553706496);
+  EXPECT_EQ(TotalParameters(Named("qwen3-0.6b")), 596049920);
+  EXPECT_EQ(TotalParameters(Named("qwen3-1.7b")), 1720574976);
+  EXPECT_EQ(TotalParameters(Named("qwen3-8b")), 8190735360);
+  EXPECT_EQ(TotalParameters(Named("qwen2.5-0.5b")), 494032768);
+  EXPECT_EQ(TotalParameters(Named("qwen2.5-7b")), 7615616512);
+  EXPECT_EQ(TotalParameters(Named("mistral-7b")), 7248023552);
+  EXPECT_EQ(TotalParameters(Named("tinyllama-1.1b")), 1100048384);
+}
+
+TEST(MemoryPlanTest, OneRankHoldsTheModel) {
+  const ModelConfig config = Named("llama-3.1-8b");
+  const std::vector<RankBytes> plan = PlanRankBytes(config, {1, 1, 1}, DType::kBF16);
+  ASSERT_EQ(plan.size(), 1u);
+  EXPECT_EQ(plan[0].parameters, TotalParameters(config));
+  EXPECT_EQ(plan[0].weight_bytes, 2 * TotalParameters(config));
+  EXPECT_EQ(plan[0].kv_bytes_per_token, 2 * 32 * 8 * 128 * 2);
+  EXPECT_EQ(plan[0].layers, (Range{0, 32}));
+}
+
+// What a loader reads for a rank is what the plan says, tensor by tensor.
+TEST(MemoryPlanTest, AgreesWithTheBytesThatARankReads) {
+  for (const char* model : {"tiny-llama3", "tiny-qwen2", "tiny-qwen3", "tiny-mistral-swa"}) {
+    const ModelConfig config = Golden(model);
+    const DecoderWeightSpecs specs = WeightSpecsOf(config);
+    for (const Topology topology : {Topology{1, 1, 1}, Topology{4, 1, 1}, Topology{8, 2, 1}, Topology{2, 2, 2}}) {
+      for (const RankBytes& rank : PlanRankBytes(config, topology, DType::kF32)) {
+        const int tp = topology.TpIndex(rank.rank), stage = topology.PpIndex(rank.rank);
+        std::vector<WeightSpec> mine;
+        if (stage == 0) mine.push_back(specs.embedding);
+        for (int64_t i = rank.layers.begin; i < rank.layers.end; ++i) {
+          for (const WeightSpec& spec : SpecsOfLayer(specs.layers[i])) mine.push_back(spec);
+        }
+        if (stage == topology.pp_size - 1) {
+          mine.push_back(specs.final_norm);
+          if (!config.tied_head || topology.pp_size > 1) mine.push_back(specs.head);
+        }
+        auto loader = WeightLoader::Open(GoldenDir(model));
+        ASSERT_TRUE(loader.ok()) << loader.status();
+        for (const WeightSpec& spec : mine) {
+          Shape shape = spec.shape;
+          const Range piece = PieceOfSpec(spec, tp, topology.tp_size);
+          if (spec.split != Split::kNone) shape.dims[spec.split == Split::kCols] = piece.size();
+          std::vector<float> out(shape.elements());
+          ASSERT_TRUE((*loader)->Load(spec, tp, topology.tp_size, TensorView(out.data(), DType::kF32, shape)).ok());
+        }
+        EXPECT_EQ((*loader)->bytes_read(), rank.weight_bytes) << model << " rank " << rank.rank;
+      }
+    }
+  }
+}
+
+TEST(MemoryPlanTest, KvHeadsStayWholeWhenReplicated) {
+  const ModelConfig config = Golden("tiny-qwen3");  // 4 KV heads of 16, 4 layers
+  EXPECT_EQ(PlanRankBytes(config, {4, 1, 1}, DType::kBF16)[0].kv_bytes_per_token, 2 * 4 * 16 * 2);
+  EXPECT_EQ(PlanRankBytes(config, {8, 1, 1}, DType::kBF16)[7].kv_bytes_per_token, 2 * 4 * 16 * 2);
+}
+
+TEST(MemoryPlanTest, StagesCoverTheLayersAndTheHeadWeighsOnTheLast) {
+  const ModelConfig config = Named("qwen2.5-7b");
+  for (int pp = 1; pp <= config.num_layers; ++pp) {
+    const std::vector<Range> stages = StageLayers(config, pp);
+    ASSERT_EQ(stages.size(), static_cast<size_t>(pp));
+    int64_t at = 0;
+    for (const Range& stage : stages) {
+      EXPECT_EQ(stage.begin, at);
+      EXPECT_GE(stage.size(), 1);
+      at = stage.end;
+    }
+    EXPECT_EQ(at, config.num_layers);
+  }
+  // The head is worth 2.3 layers of 233 M parameters: 16 + 12 + head is the best split, not 14 + 14 + head.
+  const std::vector<Range> two = StageLayers(config, 2);
+  EXPECT_GT(two[0].size(), two[1].size());
+}
+
+}  // namespace
+}  // namespace trireme
