@@ -1,5 +1,6 @@
-// The subcommands of `trireme`. Each runs on every rank (collectively) and returns the same status everywhere; rank 0
-// alone writes to the terminal. A usage error (wrong flag, wrong world size) is marked so that the exit status is 2.
+// The subcommands of `trireme`. Each runs on every rank (collectively) and returns the same status
+// everywhere; rank 0 alone writes to the terminal. A usage error (wrong flag, wrong world size) is
+// marked so that the exit status is 2.
 #pragma once
 
 #include <cstdint>

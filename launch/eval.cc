@@ -18,7 +18,8 @@
 namespace trireme {
 namespace {
 
-constexpr int64_t kRowsAtOnce = 128;  // bounds the logits in flight: 128 rows of a 128k vocabulary are 64 MiB
+constexpr int64_t kRowsAtOnce =
+    128;  // bounds the logits in flight: 128 rows of a 128k vocabulary are 64 MiB
 
 // -log softmax(logits)[token], summed in double.
 double NegativeLogLikelihood(std::span<const float> logits, TokenId token) {
@@ -34,9 +35,12 @@ absl::StatusOr<std::vector<TokenId>> ReadTokens(const EvalFlags& flags) {
   ASSIGN_OR_RETURN(const std::string content, ReadFile(file));
   std::vector<TokenId> tokens;
   if (text) {
-    ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, Tokenizer::Load(flags.model.model_dir));
+    ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
+                     Tokenizer::Load(flags.model.model_dir));
     absl::StatusOr<std::vector<TokenId>> ids = tokenizer->Encode(content);
-    if (!ids.ok()) return absl::InvalidArgumentError(absl::StrCat(file, ": ", std::string(ids.status().message())));
+    if (!ids.ok())
+      return absl::InvalidArgumentError(
+          absl::StrCat(file, ": ", std::string(ids.status().message())));
     tokens = *std::move(ids);
   } else {
     ASSIGN_OR_RETURN(tokens, ParseTokenIds(file, content));
@@ -44,11 +48,14 @@ absl::StatusOr<std::vector<TokenId>> ReadTokens(const EvalFlags& flags) {
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(flags.model.model_dir));
   for (const TokenId token : tokens) {
     if (token >= config.vocab_size) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(file, ": token id ", token, " is outside the model's vocabulary (0 to ", config.vocab_size - 1, ")"));
+      return absl::InvalidArgumentError(absl::StrCat(file, ": token id ", token,
+                                                     " is outside the model's vocabulary (0 to ",
+                                                     config.vocab_size - 1, ")"));
     }
   }
-  if (tokens.size() < 2) return absl::InvalidArgumentError(absl::StrCat(file, ": needs at least two tokens to score one"));
+  if (tokens.size() < 2)
+    return absl::InvalidArgumentError(
+        absl::StrCat(file, ": needs at least two tokens to score one"));
   return tokens;
 }
 
@@ -57,18 +64,22 @@ struct Score {
   int64_t scored = 0;
 };
 
-// Texts longer than the model are scored in windows, each on its own; a window's first token is not scored.
-absl::StatusOr<Score> Evaluate(Worker& worker, const EvalFlags& flags, const std::vector<TokenId>& tokens) {
+// Texts longer than the model are scored in windows, each on its own; a window's first token is not
+// scored.
+absl::StatusOr<Score> Evaluate(Worker& worker, const EvalFlags& flags,
+                               const std::vector<TokenId>& tokens) {
   std::unique_ptr<SafetensorsWriter> writer;
   if (!flags.logits_out.empty()) {
     const int64_t rows = static_cast<int64_t>(tokens.size());
-    ASSIGN_OR_RETURN(writer, SafetensorsWriter::Create(flags.logits_out,
-                                                       {{"logits", DType::kF32, {rows, worker.config().vocab_size}}}));
+    ASSIGN_OR_RETURN(writer, SafetensorsWriter::Create(
+                                 flags.logits_out,
+                                 {{"logits", DType::kF32, {rows, worker.config().vocab_size}}}));
   }
   Engine engine(worker, nullptr);
   Score score;
   absl::Status written;
-  const int64_t window = worker.options().max_model_len, total = static_cast<int64_t>(tokens.size());
+  const int64_t window = worker.options().max_model_len,
+                total = static_cast<int64_t>(tokens.size());
   for (int64_t begin = 0; begin < total; begin += window) {
     const int64_t end = std::min(total, begin + window);
     const std::vector<TokenId> part(tokens.begin() + begin, tokens.begin() + end);
@@ -77,7 +88,8 @@ absl::StatusOr<Score> Evaluate(Worker& worker, const EvalFlags& flags, const std
         score.nll += NegativeLogLikelihood(logits, part[position + 1]);
         ++score.scored;
       }
-      if (writer != nullptr && written.ok()) written = writer->Append(logits.data(), static_cast<int64_t>(logits.size_bytes()));
+      if (writer != nullptr && written.ok())
+        written = writer->Append(logits.data(), static_cast<int64_t>(logits.size_bytes()));
     }));
     RETURN_IF_ERROR(written);
   }
@@ -88,7 +100,8 @@ absl::StatusOr<Score> Evaluate(Worker& worker, const EvalFlags& flags, const std
 }  // namespace
 
 absl::Status RunEval(ControlPlane& control, const EvalFlags& flags) {
-  if (flags.text_file.empty() == flags.ids_file.empty()) return UsageError("eval: give either --text FILE or --ids FILE");
+  if (flags.text_file.empty() == flags.ids_file.empty())
+    return UsageError("eval: give either --text FILE or --ids FILE");
   ASSIGN_OR_RETURN(const Topology topology, AgreeOnTopology(control, flags.model));
   absl::StatusOr<std::vector<TokenId>> tokens = std::vector<TokenId>();
   if (control.rank() == 0) tokens = ReadTokens(flags);
@@ -100,8 +113,11 @@ absl::Status RunEval(ControlPlane& control, const EvalFlags& flags) {
   ByteReader in(bytes);
   *tokens = in.GetVector<TokenId>();
 
-  const Demand demand{.max_sequence_tokens = static_cast<int64_t>(tokens->size()), .sequences = 1, .logit_rows = kRowsAtOnce};
-  ASSIGN_OR_RETURN(const std::unique_ptr<Worker> worker, LoadWorker(control, topology, flags.model, demand));
+  const Demand demand{.max_sequence_tokens = static_cast<int64_t>(tokens->size()),
+                      .sequences = 1,
+                      .logit_rows = kRowsAtOnce};
+  ASSIGN_OR_RETURN(const std::unique_ptr<Worker> worker,
+                   LoadWorker(control, topology, flags.model, demand));
   absl::StatusOr<Score> score = Score{};
   absl::Status status;
   if (control.rank() == 0) {
@@ -116,10 +132,14 @@ absl::Status RunEval(ControlPlane& control, const EvalFlags& flags) {
   if (control.rank() != 0) return absl::OkStatus();
   const double mean = score->nll / static_cast<double>(score->scored);
   if (flags.json) {
-    const nlohmann::ordered_json line{{"tokens", tokens->size()}, {"scored", score->scored}, {"nll", mean}, {"perplexity", std::exp(mean)}};
+    const nlohmann::ordered_json line{{"tokens", tokens->size()},
+                                      {"scored", score->scored},
+                                      {"nll", mean},
+                                      {"perplexity", std::exp(mean)}};
     return WriteOut(line.dump() + "\n");
   }
-  return WriteOut(absl::StrFormat("tokens %d  scored %d  nll %.6f  perplexity %.4f\n", tokens->size(), score->scored, mean, std::exp(mean)));
+  return WriteOut(absl::StrFormat("tokens %d  scored %d  nll %.6f  perplexity %.4f\n",
+                                  tokens->size(), score->scored, mean, std::exp(mean)));
 }
 
 }  // namespace trireme

@@ -1,5 +1,6 @@
-// trireme generate: prompts in, text out. Rank 0 reads and tokenises; the requests are dealt over the data-parallel
-// replicas, each of which has its own engine on its first rank; finished answers go to rank 0, which prints them.
+// trireme generate: prompts in, text out. Rank 0 reads and tokenises; the requests are dealt over
+// the data-parallel replicas, each of which has its own engine on its first rank; finished answers
+// go to rank 0, which prints them.
 
 #include <algorithm>
 #include <chrono>
@@ -20,7 +21,9 @@ namespace trireme {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-double SecondsSince(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+double SecondsSince(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
 
 // A finished answer.
 struct Completion {
@@ -69,17 +72,20 @@ std::string JsonLine(const PromptRequest& prompt, const Completion& done) {
     for (const SampledToken& sampled : done.tokens) {
       nlohmann::ordered_json entry{{"id", sampled.token}, {"logprob", sampled.logprob}};
       entry["top"] = nlohmann::ordered_json::array();
-      for (const auto& [id, logprob] : sampled.top) entry["top"].push_back({{"id", id}, {"logprob", logprob}});
+      for (const auto& [id, logprob] : sampled.top)
+        entry["top"].push_back({{"id", id}, {"logprob", logprob}});
       out["logprobs"].push_back(std::move(entry));
     }
   }
-  out["timings"] = {{"first_token_ms", done.first_token_seconds * 1e3}, {"total_ms", done.total_seconds * 1e3}};
+  out["timings"] = {{"first_token_ms", done.first_token_seconds * 1e3},
+                    {"total_ms", done.total_seconds * 1e3}};
   return out.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
 class Generator {
  public:
-  Generator(ControlPlane& control, const GenerateFlags& flags) : control_(control), flags_(flags), begin_(Clock::now()) {}
+  Generator(ControlPlane& control, const GenerateFlags& flags)
+      : control_(control), flags_(flags), begin_(Clock::now()) {}
 
   absl::Status Run() {
     ASSIGN_OR_RETURN(const Topology topology, AgreeOnTopology(control_, flags_.model));
@@ -113,16 +119,19 @@ class Generator {
     return absl::OkStatus();
   }
   absl::Status LoadTokenizerOfLeader() {
-    return control_.rank() == worker_->leader() && tokenizer_ == nullptr ? LoadTokenizer() : absl::OkStatus();
+    return control_.rank() == worker_->leader() && tokenizer_ == nullptr ? LoadTokenizer()
+                                                                         : absl::OkStatus();
   }
 
   Demand DemandOf(const Topology& topology) const {
     Demand demand;
     for (const PromptRequest& prompt : requests_) {
-      const int64_t tokens = static_cast<int64_t>(prompt.request.prompt.size()) + prompt.request.max_tokens;
+      const int64_t tokens =
+          static_cast<int64_t>(prompt.request.prompt.size()) + prompt.request.max_tokens;
       demand.max_sequence_tokens = std::max(demand.max_sequence_tokens, tokens);
     }
-    demand.sequences = (static_cast<int64_t>(requests_.size()) + topology.dp_size - 1) / topology.dp_size;
+    demand.sequences =
+        (static_cast<int64_t>(requests_.size()) + topology.dp_size - 1) / topology.dp_size;
     return demand;
   }
 
@@ -136,14 +145,16 @@ class Generator {
     for (const PromptRequest& prompt : requests_) {
       if (static_cast<int>(prompt.request.id % replicas) != replica) continue;
       ++mine;
-      RETURN_IF_ERROR(engine.Submit(prompt.request, [this](const TokenOutput& output) { Take(output); }));
+      RETURN_IF_ERROR(
+          engine.Submit(prompt.request, [this](const TokenOutput& output) { Take(output); }));
     }
     while (engine.Step() && output_status_.ok()) {
       if (control_.rank() == 0) CollectFromReplicas(replicas, /*wait=*/false);
     }
     stats_ = engine.stats();
     if (control_.rank() == 0) {
-      while (output_status_.ok() && finished_ < requests_.size()) CollectFromReplicas(replicas, /*wait=*/true);
+      while (output_status_.ok() && finished_ < requests_.size())
+        CollectFromReplicas(replicas, /*wait=*/true);
     } else {
       CHECK_EQ(finished_, mine);
       control_.FlushSends();
@@ -173,13 +184,15 @@ class Generator {
   void CollectFromReplicas(int replicas, bool wait) {
     for (int replica = 1; replica < replicas; ++replica) {
       const int leader = worker_->groups().topology.RankOf(replica, 0, 0);
-      while (std::optional<std::string> bytes = control_.TryReceive(leader, kCompletionChannel)) Finished(ParseCompletion(*bytes));
+      while (std::optional<std::string> bytes = control_.TryReceive(leader, kCompletionChannel))
+        Finished(ParseCompletion(*bytes));
     }
     if (wait && finished_ < requests_.size()) {
       // Something is missing: wait for the replica that owns the first missing request.
       for (const PromptRequest& prompt : requests_) {
         if (done_ids_.count(prompt.request.id) > 0) continue;
-        const int leader = worker_->groups().topology.RankOf(static_cast<int>(prompt.request.id % replicas), 0, 0);
+        const int leader =
+            worker_->groups().topology.RankOf(static_cast<int>(prompt.request.id % replicas), 0, 0);
         Finished(ParseCompletion(control_.Receive(leader, kCompletionChannel)));
         return;
       }
@@ -198,27 +211,37 @@ class Generator {
     } else if (streaming_) {
       output_status_ = WriteOut("\n");
     } else {
-      const std::string name = prompt.text.empty() ? absl::StrCat(prompt.request.prompt.size(), " token ids") : prompt.text;
-      std::string answer = tokenizer_ == nullptr ? Ids(done) : (flags_.echo ? prompt.text : "") + done.text;
-      output_status_ = WriteOut(absl::StrCat("--- ", done.id + 1, "/", requests_.size(), ": ", name, "\n", answer, "\n"));
+      const std::string name = prompt.text.empty()
+                                   ? absl::StrCat(prompt.request.prompt.size(), " token ids")
+                                   : prompt.text;
+      std::string answer =
+          tokenizer_ == nullptr ? Ids(done) : (flags_.echo ? prompt.text : "") + done.text;
+      output_status_ = WriteOut(
+          absl::StrCat("--- ", done.id + 1, "/", requests_.size(), ": ", name, "\n", answer, "\n"));
     }
-    if (streaming_ && tokenizer_ == nullptr && output_status_.ok()) output_status_ = WriteOut(Ids(done) + "\n");
+    if (streaming_ && tokenizer_ == nullptr && output_status_.ok())
+      output_status_ = WriteOut(Ids(done) + "\n");
   }
 
   static std::string Ids(const Completion& done) {
     std::string out;
-    for (const SampledToken& sampled : done.tokens) absl::StrAppend(&out, out.empty() ? "" : ",", sampled.token);
+    for (const SampledToken& sampled : done.tokens)
+      absl::StrAppend(&out, out.empty() ? "" : ",", sampled.token);
     return out;
   }
 
   std::string Summary() const {
     std::vector<double> first = first_token_seconds_;
     std::sort(first.begin(), first.end());
-    const auto rate = [](int64_t tokens, double seconds) { return seconds > 0.0 ? tokens / seconds : 0.0; };
-    return absl::StrFormat("prefill %d tokens, %.1f tok/s | decode %d tokens, %.1f tok/s | first token %.1f ms | total %.2f s",
-                           stats_.prefill_tokens, rate(stats_.prefill_tokens, stats_.prefill_seconds), stats_.decode_tokens,
-                           rate(stats_.decode_tokens, stats_.decode_seconds), first.empty() ? 0.0 : 1e3 * first[first.size() / 2],
-                           SecondsSince(begin_));
+    const auto rate = [](int64_t tokens, double seconds) {
+      return seconds > 0.0 ? tokens / seconds : 0.0;
+    };
+    return absl::StrFormat(
+        "prefill %d tokens, %.1f tok/s | decode %d tokens, %.1f tok/s | first token %.1f ms | "
+        "total %.2f s",
+        stats_.prefill_tokens, rate(stats_.prefill_tokens, stats_.prefill_seconds),
+        stats_.decode_tokens, rate(stats_.decode_tokens, stats_.decode_seconds),
+        first.empty() ? 0.0 : 1e3 * first[first.size() / 2], SecondsSince(begin_));
   }
 
   ControlPlane& control_;

@@ -1,4 +1,5 @@
-// trireme inspect: architecture, parameters, and the bytes each rank of a layout will hold. Reads headers only.
+// trireme inspect: architecture, parameters, and the bytes each rank of a layout will hold. Reads
+// headers only.
 
 #include <algorithm>
 
@@ -16,41 +17,59 @@ absl::StatusOr<std::string> Describe(const InspectFlags& flags) {
   const ModelFlags& model = flags.model;
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(model.model_dir));
   // The layout is a question here, not the world's: it defaults to one rank.
-  const Topology topology{.tp_size = std::max(1, model.tp), .pp_size = std::max(1, model.pp), .dp_size = std::max(1, model.dp)};
-  if (absl::Status fits = CheckTensorParallel(config, topology); !fits.ok()) return UsageError(std::string(fits.message()));
+  const Topology topology{.tp_size = std::max(1, model.tp),
+                          .pp_size = std::max(1, model.pp),
+                          .dp_size = std::max(1, model.dp)};
+  if (absl::Status fits = CheckTensorParallel(config, topology); !fits.ok())
+    return UsageError(std::string(fits.message()));
   ASSIGN_OR_RETURN(const std::optional<DType> dtype, ParseDType(model.dtype));
   ASSIGN_OR_RETURN(const std::unique_ptr<WeightLoader> loader, WeightLoader::Open(model.model_dir));
   RETURN_IF_ERROR(loader->Check(AllWeightSpecs(config)));
   const DType storage = dtype.value_or(config.dtype);
   const std::vector<RankBytes> ranks = PlanRankBytes(config, topology, storage);
   if (flags.json) {
-    nlohmann::ordered_json out{{"architecture", config.architecture}, {"parameters", TotalParameters(config)},
-                               {"hidden_size", config.hidden_size},   {"layers", config.num_layers},
-                               {"heads", config.num_heads},           {"kv_heads", config.num_kv_heads},
-                               {"head_dim", config.head_dim},         {"intermediate_size", config.intermediate_size},
-                               {"vocab_size", config.vocab_size},     {"max_positions", config.max_positions},
-                               {"dtype", Name(storage)},              {"tp", topology.tp_size},
-                               {"pp", topology.pp_size},              {"dp", topology.dp_size}};
+    nlohmann::ordered_json out{{"architecture", config.architecture},
+                               {"parameters", TotalParameters(config)},
+                               {"hidden_size", config.hidden_size},
+                               {"layers", config.num_layers},
+                               {"heads", config.num_heads},
+                               {"kv_heads", config.num_kv_heads},
+                               {"head_dim", config.head_dim},
+                               {"intermediate_size", config.intermediate_size},
+                               {"vocab_size", config.vocab_size},
+                               {"max_positions", config.max_positions},
+                               {"dtype", Name(storage)},
+                               {"tp", topology.tp_size},
+                               {"pp", topology.pp_size},
+                               {"dp", topology.dp_size}};
     out["ranks"] = nlohmann::ordered_json::array();
     for (const RankBytes& rank : ranks) {
-      out["ranks"].push_back({{"rank", rank.rank}, {"layers", {rank.layers.begin, rank.layers.end}}, {"parameters", rank.parameters},
-                              {"weight_bytes", rank.weight_bytes}, {"kv_bytes_per_token", rank.kv_bytes_per_token}});
+      out["ranks"].push_back({{"rank", rank.rank},
+                              {"layers", {rank.layers.begin, rank.layers.end}},
+                              {"parameters", rank.parameters},
+                              {"weight_bytes", rank.weight_bytes},
+                              {"kv_bytes_per_token", rank.kv_bytes_per_token}});
     }
     return out.dump(2) + "\n";
   }
   std::string out = absl::StrFormat(
       "%s, %d parameters, %s\n"
-      "hidden %d, intermediate %d, layers %d, heads %d (KV %d) of %d, vocabulary %d, positions %d%s%s\n\n"
+      "hidden %d, intermediate %d, layers %d, heads %d (KV %d) of %d, vocabulary %d, positions "
+      "%d%s%s\n\n"
       "tp %d x pp %d x dp %d\n%6s  %-10s %12s %12s %14s\n",
-      config.architecture, TotalParameters(config), Name(storage), config.hidden_size, config.intermediate_size, config.num_layers,
-      config.num_heads, config.num_kv_heads, config.head_dim, config.vocab_size, config.max_positions,
+      config.architecture, TotalParameters(config), Name(storage), config.hidden_size,
+      config.intermediate_size, config.num_layers, config.num_heads, config.num_kv_heads,
+      config.head_dim, config.vocab_size, config.max_positions,
       config.tied_head ? ", tied head" : "",
-      config.sliding_window > 0 ? absl::StrCat(", sliding window ", config.sliding_window) : std::string(), topology.tp_size,
-      topology.pp_size, topology.dp_size, "rank", "layers", "parameters", "weights", "KV per token");
+      config.sliding_window > 0 ? absl::StrCat(", sliding window ", config.sliding_window)
+                                : std::string(),
+      topology.tp_size, topology.pp_size, topology.dp_size, "rank", "layers", "parameters",
+      "weights", "KV per token");
   for (const RankBytes& rank : ranks) {
     absl::StrAppendFormat(&out, "%6d  %-10s %12d %12s %14s\n", rank.rank,
-                          absl::StrCat(rank.layers.begin, " to ", rank.layers.end - 1), rank.parameters,
-                          HumanBytes(rank.weight_bytes), HumanBytes(rank.kv_bytes_per_token));
+                          absl::StrCat(rank.layers.begin, " to ", rank.layers.end - 1),
+                          rank.parameters, HumanBytes(rank.weight_bytes),
+                          HumanBytes(rank.kv_bytes_per_token));
   }
   return out;
 }

@@ -13,6 +13,9 @@ namespace {
 
 absl::Status Make(const MakeCheckpointFlags& flags) {
   ASSIGN_OR_RETURN(const std::optional<DType> dtype, ParseDType(flags.dtype));
+  if (const auto known = CheckpointRecipeConfig(flags.like); !known.ok()) {
+    return UsageError(std::string(known.status().message()));
+  }
   CheckpointRecipe recipe;
   recipe.like = flags.like;
   recipe.layers = flags.layers;
@@ -22,7 +25,8 @@ absl::Status Make(const MakeCheckpointFlags& flags) {
   const bool terminal = isatty(STDERR_FILENO) != 0;
   RETURN_IF_ERROR(MakeCheckpoint(recipe, [&](int64_t done, int64_t total) {
     if (!terminal) return;
-    std::fprintf(stderr, "\rwriting %s of %s%s", HumanBytes(done).c_str(), HumanBytes(total).c_str(), done == total ? "\n" : "   ");
+    std::fprintf(stderr, "\rwriting %s of %s%s", HumanBytes(done).c_str(),
+                 HumanBytes(total).c_str(), done == total ? "\n" : "   ");
     std::fflush(stderr);
   }));
   return WriteOut(flags.out_dir + "\n");
@@ -31,7 +35,9 @@ absl::Status Make(const MakeCheckpointFlags& flags) {
 }  // namespace
 
 absl::Status RunMakeCheckpoint(ControlPlane& control, const MakeCheckpointFlags& flags) {
-  return control.Agree(control.rank() == 0 ? Make(flags) : absl::OkStatus());
+  const absl::Status status = control.rank() == 0 ? Make(flags) : absl::OkStatus();
+  const absl::Status agreed = control.Agree(status);
+  return status.ok() ? agreed : status;  // rank 0's own keeps the mark of a usage error
 }
 
 }  // namespace trireme

@@ -25,76 +25,106 @@ class Collector {
     defaults_.stop = flags.stop;
   }
 
-  absl::Status AddText(const std::string& where, const std::string& text, const Request& like, bool ignore_eos) {
+  absl::Status AddText(const std::string& where, const std::string& text, const Request& like,
+                       bool ignore_eos) {
     if (tokenizer_ == nullptr) {
-      return absl::FailedPreconditionError(absl::StrCat(where, ": ", flags_.model.model_dir,
-                                                        " has no tokenizer.json or tokenizer.model; use --prompt-ids"));
+      return absl::FailedPreconditionError(
+          absl::StrCat(where, ": ", flags_.model.model_dir,
+                       " has no tokenizer.json or tokenizer.model; use --prompt-ids"));
     }
     absl::StatusOr<std::vector<TokenId>> ids = tokenizer_->Encode(text);
-    if (!ids.ok()) return absl::InvalidArgumentError(absl::StrCat(where, ": ", std::string(ids.status().message())));
+    if (!ids.ok())
+      return absl::InvalidArgumentError(
+          absl::StrCat(where, ": ", std::string(ids.status().message())));
     if (ids->empty()) {
-      return absl::InvalidArgumentError(absl::StrCat(where, ": the prompt is empty and the model has no BOS token to start from"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          where, ": the prompt is empty and the model has no BOS token to start from"));
     }
     return Add(where, *std::move(ids), text, like, ignore_eos);
   }
 
-  absl::Status Add(const std::string& where, std::vector<TokenId> ids, const std::string& text, const Request& like,
-                   bool ignore_eos) {
+  absl::Status Add(const std::string& where, std::vector<TokenId> ids, const std::string& text,
+                   const Request& like, bool ignore_eos) {
     if (ids.empty()) return absl::InvalidArgumentError(absl::StrCat(where, ": no token ids"));
     for (const TokenId id : ids) {
       if (id < 0 || id >= config_.vocab_size) {
-        return absl::InvalidArgumentError(
-            absl::StrCat(where, ": token id ", id, " is outside the model's vocabulary (0 to ", config_.vocab_size - 1, ")"));
+        return absl::InvalidArgumentError(absl::StrCat(where, ": token id ", id,
+                                                       " is outside the model's vocabulary (0 to ",
+                                                       config_.vocab_size - 1, ")"));
       }
     }
-    const int64_t limit = flags_.model.max_model_len > 0 ? flags_.model.max_model_len : config_.max_positions;
+    const int64_t limit =
+        flags_.model.max_model_len > 0 ? flags_.model.max_model_len : config_.max_positions;
     if (static_cast<int64_t>(ids.size()) >= limit) {
-      return absl::InvalidArgumentError(absl::StrCat(where, ": the prompt has ", ids.size(), " tokens; the model takes ", limit,
+      return absl::InvalidArgumentError(absl::StrCat(where, ": the prompt has ", ids.size(),
+                                                     " tokens; the model takes ", limit,
                                                      " with the output (--max-model-len)"));
     }
     absl::Status sampling = CheckSamplingParams(like.sampling);
-    if (!sampling.ok()) return UsageError(absl::StrCat(where, ": ", std::string(sampling.message())));
+    if (!sampling.ok())
+      return UsageError(absl::StrCat(where, ": ", std::string(sampling.message())));
     PromptRequest out{like, text};
     out.request.id = requests_.size();
     out.request.prompt = std::move(ids);
-    if (!ignore_eos) out.request.stop_tokens.assign(config_.eos_token_ids.begin(), config_.eos_token_ids.end());
+    if (!ignore_eos)
+      out.request.stop_tokens.assign(config_.eos_token_ids.begin(), config_.eos_token_ids.end());
     requests_.push_back(std::move(out));
     return absl::OkStatus();
   }
 
   absl::Status AddJsonLine(const std::string& where, const std::string& line) {
     const Json object = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (!object.is_object()) return absl::InvalidArgumentError(absl::StrCat(where, ": not a JSON object"));
+    if (!object.is_object())
+      return absl::InvalidArgumentError(absl::StrCat(where, ": not a JSON object"));
     Request like = defaults_;
     bool ignore_eos = flags_.ignore_eos;
     const Json* prompt = nullptr;
     const Json* ids = nullptr;
     try {
       for (const auto& [key, value] : object.items()) {
-        if (key == "prompt") prompt = &value;
-        else if (key == "prompt_ids") ids = &value;
-        else if (key == "max_tokens") like.max_tokens = value.get<int64_t>();
-        else if (key == "temperature") like.sampling.temperature = value.get<float>();
-        else if (key == "top_k") like.sampling.top_k = value.get<int32_t>();
-        else if (key == "top_p") like.sampling.top_p = value.get<float>();
-        else if (key == "min_p") like.sampling.min_p = value.get<float>();
-        else if (key == "repetition_penalty") like.sampling.repetition_penalty = value.get<float>();
-        else if (key == "presence_penalty") like.sampling.presence_penalty = value.get<float>();
-        else if (key == "frequency_penalty") like.sampling.frequency_penalty = value.get<float>();
-        else if (key == "seed") like.sampling.seed = value.get<uint64_t>();
-        else if (key == "logprobs") like.sampling.logprobs = value.get<int32_t>();
-        else if (key == "ignore_eos") ignore_eos = value.get<bool>();
-        else if (key == "stop") like.stop = value.is_string() ? std::vector<std::string>{value} : value.get<std::vector<std::string>>();
-        else return absl::InvalidArgumentError(absl::StrCat(where, ": unknown key \"", key, "\""));
+        if (key == "prompt")
+          prompt = &value;
+        else if (key == "prompt_ids")
+          ids = &value;
+        else if (key == "max_tokens")
+          like.max_tokens = value.get<int64_t>();
+        else if (key == "temperature")
+          like.sampling.temperature = value.get<float>();
+        else if (key == "top_k")
+          like.sampling.top_k = value.get<int32_t>();
+        else if (key == "top_p")
+          like.sampling.top_p = value.get<float>();
+        else if (key == "min_p")
+          like.sampling.min_p = value.get<float>();
+        else if (key == "repetition_penalty")
+          like.sampling.repetition_penalty = value.get<float>();
+        else if (key == "presence_penalty")
+          like.sampling.presence_penalty = value.get<float>();
+        else if (key == "frequency_penalty")
+          like.sampling.frequency_penalty = value.get<float>();
+        else if (key == "seed")
+          like.sampling.seed = value.get<uint64_t>();
+        else if (key == "logprobs")
+          like.sampling.logprobs = value.get<int32_t>();
+        else if (key == "ignore_eos")
+          ignore_eos = value.get<bool>();
+        else if (key == "stop")
+          like.stop = value.is_string() ? std::vector<std::string>{value}
+                                        : value.get<std::vector<std::string>>();
+        else
+          return absl::InvalidArgumentError(absl::StrCat(where, ": unknown key \"", key, "\""));
       }
       if ((prompt == nullptr) == (ids == nullptr)) {
-        return absl::InvalidArgumentError(absl::StrCat(where, ": needs either \"prompt\" or \"prompt_ids\""));
+        return absl::InvalidArgumentError(
+            absl::StrCat(where, ": needs either \"prompt\" or \"prompt_ids\""));
       }
-      if (like.max_tokens < 1) return absl::InvalidArgumentError(absl::StrCat(where, ": max_tokens must be at least 1"));
+      if (like.max_tokens < 1)
+        return absl::InvalidArgumentError(absl::StrCat(where, ": max_tokens must be at least 1"));
       if (prompt != nullptr) return AddText(where, prompt->get<std::string>(), like, ignore_eos);
       return Add(where, ids->get<std::vector<TokenId>>(), "", like, ignore_eos);
     } catch (const Json::exception& error) {
-      return absl::InvalidArgumentError(absl::StrCat(where, ": a value has the wrong type (", error.what(), ")"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(where, ": a value has the wrong type (", error.what(), ")"));
     }
   }
 
@@ -107,10 +137,12 @@ class Collector {
       if (!line.empty() && line.back() == '\r') line.pop_back();
       if (line.empty()) continue;
       const std::string where = absl::StrCat(path, ":", number);
-      RETURN_IF_ERROR(absl::EndsWith(path, ".jsonl") ? AddJsonLine(where, line)
-                                                     : AddText(where, line, defaults_, flags_.ignore_eos));
+      RETURN_IF_ERROR(absl::EndsWith(path, ".jsonl")
+                          ? AddJsonLine(where, line)
+                          : AddText(where, line, defaults_, flags_.ignore_eos));
     }
-    if (requests_.size() == before) return absl::InvalidArgumentError(absl::StrCat(path, ": holds no prompts"));
+    if (requests_.size() == before)
+      return absl::InvalidArgumentError(absl::StrCat(path, ": holds no prompts"));
     return absl::OkStatus();
   }
 
@@ -136,23 +168,28 @@ class Collector {
 
 }  // namespace
 
-absl::StatusOr<std::vector<TokenId>> ParseTokenIds(const std::string& what, const std::string& text) {
+absl::StatusOr<std::vector<TokenId>> ParseTokenIds(const std::string& what,
+                                                   const std::string& text) {
   std::vector<TokenId> ids;
   const char* next = text.c_str();
   while (true) {
-    while (*next == ',' || *next == ' ' || *next == '\n' || *next == '\r' || *next == '\t' || *next == '[' || *next == ']') ++next;
+    while (*next == ',' || *next == ' ' || *next == '\n' || *next == '\r' || *next == '\t' ||
+           *next == '[' || *next == ']')
+      ++next;
     if (*next == '\0') return ids;
     char* end = nullptr;
     const long long id = std::strtoll(next, &end, 10);
     if (end == next || id < 0 || id > INT32_MAX) {
-      return absl::InvalidArgumentError(absl::StrCat(what, ": \"", std::string(next).substr(0, 20), "\" is not a token id; write them as 1,5,9"));
+      return absl::InvalidArgumentError(absl::StrCat(what, ": \"", std::string(next).substr(0, 20),
+                                                     "\" is not a token id; write them as 1,5,9"));
     }
     ids.push_back(static_cast<TokenId>(id));
     next = end;
   }
 }
 
-absl::StatusOr<std::vector<PromptRequest>> CollectRequests(const GenerateFlags& flags, const ModelConfig& config,
+absl::StatusOr<std::vector<PromptRequest>> CollectRequests(const GenerateFlags& flags,
+                                                           const ModelConfig& config,
                                                            const Tokenizer* tokenizer) {
   return Collector(flags, config, tokenizer).Collect();
 }

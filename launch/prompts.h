@@ -14,14 +14,16 @@ struct PromptRequest {
   std::string text;  // as the user gave it; empty for token ids
 };
 
-// Requests of --prompt, --prompts FILE and --prompt-ids, in this order. FILE: one prompt a line, or, when its name ends
-// in .jsonl, one object a line with "prompt" or "prompt_ids" and any of the sampling flags by name. An error names the
-// flag, or the file and line.
-absl::StatusOr<std::vector<PromptRequest>> CollectRequests(const GenerateFlags& flags, const ModelConfig& config,
+// Requests of --prompt, --prompts FILE and --prompt-ids, in this order. FILE: one prompt a line,
+// or, when its name ends in .jsonl, one object a line with "prompt" or "prompt_ids" and any of the
+// sampling flags by name. An error names the flag, or the file and line.
+absl::StatusOr<std::vector<PromptRequest>> CollectRequests(const GenerateFlags& flags,
+                                                           const ModelConfig& config,
                                                            const Tokenizer* tokenizer);
 
 // "1,5,9" or "1 5 9".
-absl::StatusOr<std::vector<TokenId>> ParseTokenIds(const std::string& what, const std::string& text);
+absl::StatusOr<std::vector<TokenId>> ParseTokenIds(const std::string& what,
+                                                   const std::string& text);
 
 std::string SerializeRequests(const std::vector<PromptRequest>& requests);
 std::vector<PromptRequest> ParseRequests(const std::string& bytes);

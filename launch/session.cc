@@ -32,7 +32,8 @@ int ThreadsPerRank(const ControlPlane& control) {
   return std::max(1, bound ? cores : cores / control.local_size());
 }
 
-// Prints "loading 45% (1.2 GiB/s)" over itself, once loading has taken a second and only on a terminal.
+// Prints "loading 45% (1.2 GiB/s)" over itself, once loading has taken a second and only on a
+// terminal.
 std::function<void(int64_t)> ProgressLine(const ControlPlane& control, int64_t expected_bytes) {
   if (control.rank() != 0 || isatty(STDERR_FILENO) == 0) return nullptr;
   const auto begin = std::chrono::steady_clock::now();
@@ -43,8 +44,9 @@ std::function<void(int64_t)> ProgressLine(const ControlPlane& control, int64_t e
     const bool complete = bytes >= expected_bytes;
     if (seconds < 1.0 || (!complete && now - last < std::chrono::milliseconds(100))) return;
     last = now;
-    std::fprintf(stderr, "\rloading %s of %s, %s/s%s", HumanBytes(bytes).c_str(), HumanBytes(expected_bytes).c_str(),
-                 HumanBytes(bytes / seconds).c_str(), complete ? "\n" : "   ");
+    std::fprintf(stderr, "\rloading %s of %s, %s/s%s", HumanBytes(bytes).c_str(),
+                 HumanBytes(expected_bytes).c_str(), HumanBytes(bytes / seconds).c_str(),
+                 complete ? "\n" : "   ");
     std::fflush(stderr);
   };
 }
@@ -56,13 +58,16 @@ absl::Status UsageError(const std::string& message) {
   status.SetPayload(kUsagePayload, absl::Cord("1"));
   return status;
 }
-bool IsUsageError(const absl::Status& status) { return status.GetPayload(kUsagePayload).has_value(); }
+bool IsUsageError(const absl::Status& status) {
+  return status.GetPayload(kUsagePayload).has_value();
+}
 
 absl::StatusOr<std::optional<DType>> ParseDType(const std::string& text) {
   if (text == "auto") return std::optional<DType>();
   if (text == "f32" || text == "float32" || text == "float") return std::optional(DType::kF32);
   if (text == "bf16" || text == "bfloat16") return std::optional(DType::kBF16);
-  if (text == "f16" || text == "float16" || text == "half" || text == "fp16") return std::optional(DType::kF16);
+  if (text == "f16" || text == "float16" || text == "half" || text == "fp16")
+    return std::optional(DType::kF16);
   return UsageError(absl::StrCat("--dtype ", text, ": must be auto, f32, bf16 or f16"));
 }
 
@@ -80,7 +85,8 @@ absl::StatusOr<int64_t> ParseBytes(const std::string& flag, const std::string& t
   if (unit == "MB") scale = 1e6;
   if (unit == "GB") scale = 1e9;
   if (end == text.c_str() || scale == 0.0 || !(value > 0.0) || value * scale > 1e15) {
-    return UsageError(absl::StrCat(flag, " ", text, ": must be a positive number of bytes such as 512MiB or 2GiB"));
+    return UsageError(absl::StrCat(flag, " ", text,
+                                   ": must be a positive number of bytes such as 512MiB or 2GiB"));
   }
   return static_cast<int64_t>(value * scale);
 }
@@ -89,7 +95,8 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   std::ostringstream text;
   if (in) text << in.rdbuf();
-  if (!in || in.bad()) return absl::NotFoundError(absl::StrCat(path, ": cannot be read: ", std::strerror(errno)));
+  if (!in || in.bad())
+    return absl::NotFoundError(absl::StrCat(path, ": cannot be read: ", std::strerror(errno)));
   return text.str();
 }
 
@@ -101,8 +108,10 @@ absl::StatusOr<Topology> AgreeOnTopology(ControlPlane& control, const ModelFlags
     if (!config.ok()) {
       topology = config.status();
     } else {
-      topology = ResolveTopology(flags.tp, flags.pp, flags.dp, control.size(), config->num_heads, config->num_layers);
-      absl::Status fits = topology.ok() ? CheckTensorParallel(*config, *topology) : topology.status();
+      topology = ResolveTopology(flags.tp, flags.pp, flags.dp, control.size(), config->num_heads,
+                                 config->num_layers);
+      absl::Status fits =
+          topology.ok() ? CheckTensorParallel(*config, *topology) : topology.status();
       if (!fits.ok()) topology = fits;
       usage = !fits.ok();
     }
@@ -131,10 +140,12 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(ControlPlane& control, const 
   options.dtype = dtype;
   options.page_size = flags.page_size;
   options.max_num_batched_tokens = flags.max_num_batched_tokens;
-  options.max_num_seqs = demand.sequences > 0 ? std::min(demand.sequences, flags.max_num_seqs) : flags.max_num_seqs;
+  options.max_num_seqs =
+      demand.sequences > 0 ? std::min(demand.sequences, flags.max_num_seqs) : flags.max_num_seqs;
   const int64_t limit = flags.max_model_len > 0 ? flags.max_model_len : config->max_positions;
   options.max_model_len = limit;
-  if (demand.max_sequence_tokens > 0) options.max_model_len = std::min(limit, std::max<int64_t>(demand.max_sequence_tokens, 2));
+  if (demand.max_sequence_tokens > 0)
+    options.max_model_len = std::min(limit, std::max<int64_t>(demand.max_sequence_tokens, 2));
   options.max_logit_rows = std::max(options.max_num_seqs, demand.logit_rows);
   const DType storage = dtype.value_or(config->dtype);
   if (!flags.kv_cache_memory.empty()) {
@@ -145,10 +156,11 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(ControlPlane& control, const 
     }
     const int64_t page_bytes = per_token * options.page_size;
     if (budget < page_bytes) {
-      return UsageError(absl::StrCat("--kv-cache-memory ", flags.kv_cache_memory, ": one page of ", options.page_size,
-                                     " tokens takes ", page_bytes, " bytes"));
+      return UsageError(absl::StrCat("--kv-cache-memory ", flags.kv_cache_memory, ": one page of ",
+                                     options.page_size, " tokens takes ", page_bytes, " bytes"));
     }
-    const int64_t useful = options.max_num_seqs * ((options.max_model_len + options.page_size - 1) / options.page_size);
+    const int64_t useful = options.max_num_seqs *
+                           ((options.max_model_len + options.page_size - 1) / options.page_size);
     options.num_pages = std::min(budget / page_bytes, useful);
   }
   int64_t expected = 0;
@@ -163,7 +175,8 @@ std::string HumanBytes(double bytes) {
   const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
   int unit = 0;
   while (bytes >= 1024.0 && unit < 4) bytes /= 1024.0, ++unit;
-  return unit == 0 ? absl::StrFormat("%.0f B", bytes) : absl::StrFormat("%.1f %s", bytes, units[unit]);
+  return unit == 0 ? absl::StrFormat("%.0f B", bytes)
+                   : absl::StrFormat("%.1f %s", bytes, units[unit]);
 }
 
 std::string DescribeBytesPerRank(const Worker& worker) {
@@ -177,12 +190,14 @@ std::string DescribeBytesPerRank(const Worker& worker) {
     weights = std::max(weights, in.Get<int64_t>());
     kv = std::max(kv, in.Get<int64_t>());
   }
-  return absl::StrCat("weights ", HumanBytes(weights), " + KV ", HumanBytes(kv), all.size() > 1 ? " on the largest rank" : "");
+  return absl::StrCat("weights ", HumanBytes(weights), " + KV ", HumanBytes(kv),
+                      all.size() > 1 ? " on the largest rank" : "");
 }
 
 absl::Status WriteOut(const std::string& text) {
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
-    return absl::UnavailableError(absl::StrCat("standard output cannot be written: ", std::strerror(errno)));
+    return absl::UnavailableError(
+        absl::StrCat("standard output cannot be written: ", std::strerror(errno)));
   }
   return absl::OkStatus();
 }

@@ -1,5 +1,5 @@
-// What the model commands share between parsing flags and running the model: topology, request sizes, loading with a
-// progress line, and the report of bytes per rank.
+// What the model commands share between parsing flags and running the model: topology, request
+// sizes, loading with a progress line, and the report of bytes per rank.
 #pragma once
 
 #include <memory>
@@ -27,7 +27,8 @@ absl::StatusOr<std::optional<DType>> ParseDType(const std::string& text);
 // "512", "64MiB", "2G". Usage error otherwise.
 absl::StatusOr<int64_t> ParseBytes(const std::string& flag, const std::string& text);
 
-// Loads the model on all ranks. Collective. Loading that takes more than a second shows one progress line on a terminal.
+// Loads the model on all ranks. Collective. Loading that takes more than a second shows one
+// progress line on a terminal.
 absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(ControlPlane& control, const Topology& topology,
                                                    const ModelFlags& flags, const Demand& demand);
 

@@ -83,7 +83,7 @@ class FieldReader {
       return absent.value_or(low);
     }
     if (!value->is_number()) {
-      Invalid(field, absl::StrCat("is a ", value->type_name(), "; ", right));
+      Invalid(field, absl::StrCat("is ", TypeOf(*value), "; ", right));
       return low;
     }
     const double number = value->get<double>();
@@ -97,7 +97,7 @@ class FieldReader {
     const Json* value = Find(field);
     if (value == nullptr) return absent;
     if (!value->is_boolean()) {
-      Invalid(field, absl::StrCat("is a ", value->type_name(), "; must be true or false"));
+      Invalid(field, absl::StrCat("is ", TypeOf(*value), "; must be true or false"));
       return absent;
     }
     return value->get<bool>();
@@ -106,7 +106,7 @@ class FieldReader {
     const Json* value = Find(field);
     if (value == nullptr) return absent;
     if (!value->is_string()) {
-      Invalid(field, absl::StrCat("is a ", value->type_name(), "; must be a string"));
+      Invalid(field, absl::StrCat("is ", TypeOf(*value), "; must be a string"));
       return absent;
     }
     return value->get<std::string>();
@@ -116,7 +116,7 @@ class FieldReader {
   int64_t IntOf(const std::string& field, const Json& value, int64_t low, int64_t high,
                 const std::string& right) {
     if (!value.is_number_integer()) {
-      Invalid(field, absl::StrCat("is a ", value.is_number() ? "fraction" : value.type_name(), "; ", right));
+      Invalid(field, absl::StrCat("is ", value.is_number() ? "a fraction" : TypeOf(value), "; ", right));
       return low;
     }
     if (value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{1} << 62) {
@@ -187,7 +187,7 @@ void ReadRope(FieldReader& in, const std::string& file, ModelConfig& config) {
   const Json* object = in.Find(field);
   if (object == nullptr) return;
   if (!object->is_object()) {
-    in.Invalid(field, absl::StrCat("is a ", object->type_name(), "; must be an object or null"));
+    in.Invalid(field, absl::StrCat("is ", TypeOf(*object), "; must be an object or null"));
     return;
   }
   FieldReader rope(*object, file, field + ".");

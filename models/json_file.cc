@@ -47,6 +47,12 @@ class StrictnessWatch {
 
 }  // namespace
 
+std::string TypeOf(const nlohmann::json& value) {
+  if (value.is_null()) return "null";
+  const bool vowel = value.is_object() || value.is_array();
+  return std::string(vowel ? "an " : "a ") + value.type_name();
+}
+
 std::string Quoted(const std::string& text) {
   constexpr size_t kShown = 100;
   std::string out = "\"";
@@ -110,7 +116,7 @@ absl::StatusOr<nlohmann::json> ParseJsonObject(const std::string& text, const st
   if (watch.problem()) return absl::InvalidArgumentError(absl::StrCat(name, ": ", *watch.problem()));
   if (!value.is_object()) {
     return absl::InvalidArgumentError(
-        absl::StrCat(name, ": is a JSON ", value.type_name(), "; must be an object"));
+        absl::StrCat(name, ": is ", TypeOf(value), "; must be an object"));
   }
   return value;
 }

@@ -17,6 +17,9 @@ absl::StatusOr<std::string> ReadTextFile(const std::string& path, int64_t max_by
 // offset), a duplicate key (with the key), nesting deeper than 64, and anything but an object at the top.
 absl::StatusOr<nlohmann::json> ParseJsonObject(const std::string& text, const std::string& name);
 
+// "a string", "an object", "null", ...: the JSON type of `value`, for error lines.
+std::string TypeOf(const nlohmann::json& value);
+
 // `text` in double quotes, escaped so that it stays on one line, cut at 100 bytes: for error lines.
 std::string Quoted(const std::string& text);
 

@@ -71,7 +71,7 @@ absl::StatusOr<TensorEntry> ParseEntry(const Json& value, int64_t data_begin, in
   const auto invalid = [&](const auto&... what) {
     return absl::InvalidArgumentError(absl::StrCat(where, what...));
   };
-  if (!value.is_object()) return invalid("is a ", value.type_name(), "; must be an object");
+  if (!value.is_object()) return invalid("is ", TypeOf(value), "; must be an object");
   const auto dtype = value.find("dtype");
   const auto shape = value.find("shape");
   const auto offsets = value.find("data_offsets");

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kernels/status.h"
+#include "models/float_convert.h"
 #include "models/json_file.h"
 #include "models/weights.h"
 
@@ -48,40 +49,6 @@ absl::StatusOr<std::map<std::string, std::string>> ReadWeightMap(const std::stri
     out[name] = file;
   }
   return out;
-}
-
-template <typename From, typename To>
-void ConvertElements(const char* from, char* to, int64_t count) {
-  const auto* in = reinterpret_cast<const From*>(from);
-  auto* out = reinterpret_cast<To*>(to);
-  for (int64_t i = 0; i < count; ++i) out[i] = FromFloat<To>(ToFloat(in[i]));
-}
-
-template <typename From>
-void ConvertFrom(const char* from, DType to_type, char* to, int64_t count) {
-  switch (to_type) {
-    case DType::kF32:
-      return ConvertElements<From, float>(from, to, count);
-    case DType::kBF16:
-      return ConvertElements<From, BF16>(from, to, count);
-    case DType::kF16:
-      return ConvertElements<From, F16>(from, to, count);
-    default:
-      CHECK(false) << "not a float dtype: " << Name(to_type);
-  }
-}
-
-void Convert(DType from_type, const char* from, DType to_type, char* to, int64_t count) {
-  switch (from_type) {
-    case DType::kF32:
-      return ConvertFrom<float>(from, to_type, to, count);
-    case DType::kBF16:
-      return ConvertFrom<BF16>(from, to_type, to, count);
-    case DType::kF16:
-      return ConvertFrom<F16>(from, to_type, to, count);
-    default:
-      CHECK(false) << "not a float dtype: " << Name(from_type);
-  }
 }
 
 // Why a stored tensor cannot serve as `spec`, or empty.
@@ -205,7 +172,7 @@ absl::Status WeightLoader::Load(const WeightSpec& spec, int part, int parts, Ten
       for (int64_t done = 0; done < run; done += chunk) {
         const int64_t count = std::min(chunk, run - done);
         RETURN_IF_ERROR(located.file->Read(offset + done * size, count * size, scratch_.data()));
-        Convert(entry.dtype, scratch_.data(), dst.dtype, out, count);
+        ConvertFloats(entry.dtype, scratch_.data(), dst.dtype, out, count);
         out += count * out_size;
       }
     }

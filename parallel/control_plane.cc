@@ -24,8 +24,9 @@ namespace {
 // What a shell reports for abort(): a failed CHECK looks the same with and without MPI.
 constexpr int kFatalExitCode = 134;
 
-// Polls before a waiting rank offers its core to others. A poll takes about 0.1 us, so a message that is on its way is
-// met without a system call, and an over-subscribed peer gets the core after a few microseconds.
+// Polls before a waiting rank offers its core to others. A poll takes about 0.1 us, so a message
+// that is on its way is met without a system call, and an over-subscribed peer gets the core after
+// a few microseconds.
 constexpr int kSpins = 50;
 
 void AbortJob() {
@@ -70,7 +71,8 @@ struct ControlPlane::Impl {
 
   MPI_Comm collectives = MPI_COMM_NULL;
   MPI_Comm messages = MPI_COMM_NULL;
-  // List nodes never move, so MPI may hold pointers into them; spare ones are reused without allocating.
+  // List nodes never move, so MPI may hold pointers into them; spare ones are reused without
+  // allocating.
   std::list<PendingSend> pending, spare;
   std::unordered_map<int, std::deque<std::string>> to_self;  // by channel
 
@@ -93,7 +95,8 @@ absl::StatusOr<std::unique_ptr<ControlPlane>> ControlPlane::Start(int* argc, cha
   CHECK(!initialized) << "a process has one MPI session";
   PrepareMpiEnvironment();
   int provided = 0;
-  // MPI_THREAD_MULTIPLE lets a failed CHECK abort the job from any thread; with less it still nearly always works.
+  // MPI_THREAD_MULTIPLE lets a failed CHECK abort the job from any thread; with less it still
+  // nearly always works.
   if (const int code = MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &provided);
       code != MPI_SUCCESS) {
     return absl::InternalError(
@@ -189,8 +192,8 @@ std::vector<std::string> ControlPlane::Gather(const std::string& bytes, int root
   if (size_ == 1) return {bytes};
   const int mine = IntCount(bytes.size());
   Layout layout(rank_ == root ? size_ : 0);
-  MPI_CHECK(MPI_Gather(&mine, 1, MPI_INT, layout.sizes.data(), 1, MPI_INT, root,
-                       impl_->collectives));
+  MPI_CHECK(
+      MPI_Gather(&mine, 1, MPI_INT, layout.sizes.data(), 1, MPI_INT, root, impl_->collectives));
   layout.Place();
   MPI_CHECK(MPI_Gatherv(bytes.data(), mine, MPI_BYTE, layout.all.data(), layout.sizes.data(),
                         layout.offsets.data(), MPI_BYTE, root, impl_->collectives));
@@ -201,8 +204,7 @@ std::vector<std::string> ControlPlane::AllGather(const std::string& bytes) {
   if (size_ == 1) return {bytes};
   const int mine = IntCount(bytes.size());
   Layout layout(size_);
-  MPI_CHECK(
-      MPI_Allgather(&mine, 1, MPI_INT, layout.sizes.data(), 1, MPI_INT, impl_->collectives));
+  MPI_CHECK(MPI_Allgather(&mine, 1, MPI_INT, layout.sizes.data(), 1, MPI_INT, impl_->collectives));
   layout.Place();
   MPI_CHECK(MPI_Allgatherv(bytes.data(), mine, MPI_BYTE, layout.all.data(), layout.sizes.data(),
                            layout.offsets.data(), MPI_BYTE, impl_->collectives));

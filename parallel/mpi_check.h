@@ -1,5 +1,5 @@
-// MPI_CHECK(MPI_Xxx(...)): MPI's errors are not recoverable, so one ends the job with the call and MPI's own text.
-// Usable without mpi.h. Any thread.
+// MPI_CHECK(MPI_Xxx(...)): MPI's errors are not recoverable, so one ends the job with the call and
+// MPI's own text. Usable without mpi.h. Any thread.
 #pragma once
 
 namespace trireme::mpi_internal {
@@ -7,9 +7,9 @@ namespace trireme::mpi_internal {
 }  // namespace trireme::mpi_internal
 
 // MPI_SUCCESS is 0 by the standard.
-#define MPI_CHECK(call)                                                               \
-  do {                                                                                \
-    if (const int mpi_code_ = (call); mpi_code_ != 0) [[unlikely]] {                  \
-      ::trireme::mpi_internal::FatalMpiError(mpi_code_, #call, __FILE__, __LINE__);   \
-    }                                                                                 \
+#define MPI_CHECK(call)                                                             \
+  do {                                                                              \
+    if (const int mpi_code_ = (call); mpi_code_ != 0) [[unlikely]] {                \
+      ::trireme::mpi_internal::FatalMpiError(mpi_code_, #call, __FILE__, __LINE__); \
+    }                                                                               \
   } while (false)

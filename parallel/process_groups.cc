@@ -10,8 +10,8 @@ absl::StatusOr<ProcessGroups> CreateProcessGroups(ControlPlane& control, const T
                                                   Device& device) {
   CHECK_EQ(topology.world_size(), control.size());
   if (!device.spec().host_memory) {
-    return absl::UnimplementedError(absl::StrCat("device ", device.spec().name,
-                                                 ": this build moves only host memory between ranks"));
+    return absl::UnimplementedError(absl::StrCat(
+        "device ", device.spec().name, ": this build moves only host memory between ranks"));
   }
   ProcessGroups groups;
   groups.topology = topology;

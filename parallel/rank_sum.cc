@@ -11,7 +11,8 @@
 namespace trireme {
 namespace {
 
-// Elements summed at a time: the accumulator, 512 x 4 B = 2 KiB, stays in L1 beside one stretch of an input.
+// Elements summed at a time: the accumulator, 512 x 4 B = 2 KiB, stays in L1 beside one stretch of
+// an input.
 constexpr int64_t kBlock = 512;
 
 using Inputs = std::span<const void* const>;
@@ -30,7 +31,8 @@ void Store(const float* acc, int64_t n, T* out) {
 }
 
 #if defined(__x86_64__)
-// The baseline instruction set converts f16 with a library call per element; nearly every machine has F16C.
+// The baseline instruction set converts f16 with a library call per element; nearly every machine
+// has F16C.
 __attribute__((target("avx2,f16c"))) void ExtendF16C(const F16* in, int64_t n, float* out) {
   for (int64_t i = 0; i < n; i += 8) {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i));

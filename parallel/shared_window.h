@@ -1,6 +1,7 @@
-// Collectives of ranks on one host through a window of shared memory: each rank has a flag and two slots that all the
-// others read. Used by the MPI communicator when its whole group shares a host; a group that does not uses messages.
-// One thread at a time; all ranks make the same calls with the same sizes in the same order.
+// Collectives of ranks on one host through a window of shared memory: each rank has a flag and two
+// slots that all the others read. Used by the MPI communicator when its whole group shares a host;
+// a group that does not uses messages. One thread at a time; all ranks make the same calls with the
+// same sizes in the same order.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,9 @@ namespace trireme {
 
 class SharedWindow {
  public:
-  // Collective over the communicator with this Fortran handle (which keeps mpi.h out of here), which must outlive the
-  // window. Null on all ranks when they do not share a host, or when the host has no shared memory left.
+  // Collective over the communicator with this Fortran handle (which keeps mpi.h out of here),
+  // which must outlive the window. Null on all ranks when they do not share a host, or when the
+  // host has no shared memory left.
   static std::unique_ptr<SharedWindow> Create(int fortran_comm);
   ~SharedWindow();  // collective
 

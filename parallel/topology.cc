@@ -48,8 +48,9 @@ struct Split {
   std::vector<Range> ranges;
 };
 
-// Dynamic program over best[s][e]: stages 0..s hold exactly the layers [0, e). `combine(prefix, cost)` gives the value
-// of a split from the value of its prefix and the cost of its last stage; it must not decrease in either.
+// Dynamic program over best[s][e]: stages 0..s hold exactly the layers [0, e). `combine(prefix,
+// cost)` gives the value of a split from the value of its prefix and the cost of its last stage; it
+// must not decrease in either.
 template <typename Combine>
 Split BestSplit(const StageCosts& costs, Combine combine) {
   const int n = costs.layers(), stages = costs.stages();
@@ -102,9 +103,9 @@ absl::StatusOr<Topology> ResolveTopology(int tp, int pp, int dp, int world_size,
   const int64_t given = int64_t{std::max(tp, 1)} * std::max(pp, 1);
   if (given > world_size || given * std::max(dp, 1) > world_size ||
       world_size % (given * std::max(dp, 1)) != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        Flags(tp, pp, dp), ": the product of those given must divide the number of ranks, ",
-        world_size));
+    return absl::InvalidArgumentError(
+        absl::StrCat(Flags(tp, pp, dp),
+                     ": the product of those given must divide the number of ranks, ", world_size));
   }
   Topology topology{tp, pp, dp};
   int rest = static_cast<int>(world_size / (given * std::max(dp, 1)));
@@ -121,11 +122,11 @@ absl::StatusOr<Topology> ResolveTopology(int tp, int pp, int dp, int world_size,
     rest = 1;
   }
   if (rest != 1) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        Flags(tp, pp, dp), " (0: chosen) cannot use all ", world_size, " ranks with ",
-        attention_heads, " attention heads and ", layers, " layers: ",
-        Flags(topology.tp_size, topology.pp_size, topology.dp_size), " are ",
-        topology.world_size(), "; start that many ranks, or set --dp 0"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(Flags(tp, pp, dp), " (0: chosen) cannot use all ", world_size, " ranks with ",
+                     attention_heads, " attention heads and ", layers,
+                     " layers: ", Flags(topology.tp_size, topology.pp_size, topology.dp_size),
+                     " are ", topology.world_size(), "; start that many ranks, or set --dp 0"));
   }
   return topology;
 }
@@ -147,8 +148,9 @@ std::vector<Range> SplitLayers(const std::vector<double>& layer_costs, int stage
   const StageCosts costs(layer_costs, stages, first_extra, last_extra);
   const double worst =
       BestSplit(costs, [](double prefix, double cost) { return std::max(prefix, cost); }).value;
-  // Many splits share the cheapest worst stage; take the most even of them, so that the other stages are not lopsided.
-  // The slack lets a sum that was rounded another way still count as equal.
+  // Many splits share the cheapest worst stage; take the most even of them, so that the other
+  // stages are not lopsided. The slack lets a sum that was rounded another way still count as
+  // equal.
   const double limit = worst + std::abs(worst) * 1e-12;
   return BestSplit(costs,
                    [limit](double prefix, double cost) {

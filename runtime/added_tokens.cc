@@ -23,13 +23,17 @@ bool Matches(const Pattern& pattern, const std::string& text) {
 }
 
 // One neighbouring character: what the Unicode annex on regular expressions calls a word character.
+// The four ranges are the circled letters, the only alphabetic characters outside L, Nl and M.
 bool IsWordCharacter(const std::string& character) {
-  static const Pattern& kWord = *new Pattern(OwnPattern("[\\p{L}\\p{Nl}\\p{M}\\p{Nd}\\p{Pc}\\x{200C}\\x{200D}]"));
+  static const Pattern& kWord = *new Pattern(OwnPattern(
+      "[\\p{L}\\p{Nl}\\p{M}\\p{Nd}\\p{Pc}\\x{200C}\\x{200D}\\x{24B6}-\\x{24E9}\\x{1F130}-\\x{1F149}"
+      "\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{1F189}]"));
   return Matches(kWord, character);
 }
 
 bool IsSpaceCharacter(const std::string& character) {
-  if (character.size() == 1) return character[0] == ' ' || (character[0] >= '\t' && character[0] <= '\r');
+  if (character.size() == 1)
+    return character[0] == ' ' || (character[0] >= '\t' && character[0] <= '\r');
   static const Pattern& kSpace = *new Pattern(OwnPattern("[\\x{85}\\p{Z}]"));
   return Matches(kSpace, character);
 }
@@ -68,7 +72,8 @@ AddedTokenMatcher::AddedTokenMatcher(std::vector<AddedToken> tokens) : tokens_(s
   }
 }
 
-// The first token at or after `begin`, which moves to where the token begins; null when there is none.
+// The first token at or after `begin`, which moves to where the token begins; null when there is
+// none.
 const AddedToken* AddedTokenMatcher::Find(std::string_view text, size_t& begin) const {
   for (; begin < text.size(); ++begin) {
     for (size_t length : lengths_[static_cast<unsigned char>(text[begin])]) {

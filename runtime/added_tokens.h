@@ -1,5 +1,5 @@
-// Tokens that are cut out of a text as a whole before anything else sees it (special tokens, user-defined words).
-// Internal to the tokenizer. Immutable and thread-safe after construction.
+// Tokens that are cut out of a text as a whole before anything else sees it (special tokens,
+// user-defined words). Internal to the tokenizer. Immutable and thread-safe after construction.
 #pragma once
 
 #include <string>
@@ -29,7 +29,8 @@ struct Segment {
 class AddedTokenMatcher {
  public:
   explicit AddedTokenMatcher(std::vector<AddedToken> tokens);
-  // Cuts the whole of `text` (valid UTF-8), leftmost token first, the longest of those that begin at one place.
+  // Cuts the whole of `text` (valid UTF-8), leftmost token first, the longest of those that begin
+  // at one place.
   std::vector<Segment> Cut(std::string_view text) const;
   bool empty() const { return tokens_.empty(); }
 
@@ -38,7 +39,8 @@ class AddedTokenMatcher {
 
   const std::vector<AddedToken> tokens_;
   absl::flat_hash_map<std::string_view, const AddedToken*> by_content_;
-  std::vector<size_t> lengths_[256];  // by first byte: the lengths in bytes that occur, longest first
+  std::vector<size_t>
+      lengths_[256];  // by first byte: the lengths in bytes that occur, longest first
 };
 
 }  // namespace trireme

@@ -145,7 +145,9 @@ void Engine::Deliver(const TokenEvent& event) {
   if (running.text.stopped() && output.finish != FinishReason::kStop) {
     // The scheduler knows nothing of text. Where it has already ended the request there is nothing
     // to cancel.
-    if (output.finish == FinishReason::kNone) CHECK(scheduler_.Cancel(event.request_id).ok());
+    if (output.finish == FinishReason::kNone) {
+      CHECK(scheduler_.Cancel(event.request_id).ok());
+    }
     output.finish = FinishReason::kStop;
   }
   if (output.finish == FinishReason::kNone) {

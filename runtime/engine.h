@@ -23,8 +23,8 @@ namespace trireme {
 // What a request's callback gets for every token.
 struct TokenOutput {
   uint64_t request_id = 0;
-  SampledToken sampled;
-  std::string text;  // text that became final with this token; may be empty
+  SampledToken sampled{};
+  std::string text{};  // text that became final with this token; may be empty
   FinishReason finish = FinishReason::kNone;
 };
 

@@ -52,8 +52,9 @@ const Tables& GetTables() {
 uint32_t CombiningClass(char32_t c) {
   if (c < kFirstOfInterest) return 0;
   const auto* end = nfc_table::kCombining + nfc_table::kCombiningSize;
-  const auto* range = std::lower_bound(nfc_table::kCombining, end, c,
-                                       [](const auto& row, char32_t value) { return row.last < value; });
+  const auto* range =
+      std::lower_bound(nfc_table::kCombining, end, c,
+                       [](const auto& row, char32_t value) { return row.last < value; });
   return range != end && range->first <= c ? range->combining_class : 0;
 }
 
@@ -78,11 +79,13 @@ void AppendDecomposed(char32_t c, std::vector<char32_t>& out) {
 
 // 0: the two do not compose.
 char32_t Compose(char32_t first, char32_t second) {
-  if (first >= kLeads && first < kLeads + kLeadCount && second >= kVowels && second < kVowels + kVowelCount) {
+  if (first >= kLeads && first < kLeads + kLeadCount && second >= kVowels &&
+      second < kVowels + kVowelCount) {
     return kSyllables + ((first - kLeads) * kVowelCount + (second - kVowels)) * kTrailCount;
   }
-  if (first >= kSyllables && first < kSyllables + kSyllableCount && (first - kSyllables) % kTrailCount == 0 &&
-      second > kTrails && second < kTrails + kTrailCount) {
+  if (first >= kSyllables && first < kSyllables + kSyllableCount &&
+      (first - kSyllables) % kTrailCount == 0 && second > kTrails &&
+      second < kTrails + kTrailCount) {
     return first + (second - kTrails);
   }
   const auto& compositions = GetTables().compositions;
@@ -95,14 +98,16 @@ struct Character {
   uint32_t combining_class;
 };
 
-// Runs of combining marks are put in the order of their classes, marks of one class staying in order.
+// Runs of combining marks are put in the order of their classes, marks of one class staying in
+// order.
 std::vector<Character> InCanonicalOrder(const std::vector<char32_t>& code_points) {
   std::vector<Character> out;
   out.reserve(code_points.size());
   size_t run = 0;
   const auto sort_run = [&] {
-    std::stable_sort(out.begin() + run, out.end(),
-                     [](const Character& a, const Character& b) { return a.combining_class < b.combining_class; });
+    std::stable_sort(out.begin() + run, out.end(), [](const Character& a, const Character& b) {
+      return a.combining_class < b.combining_class;
+    });
   };
   for (char32_t c : code_points) {
     const uint32_t combining_class = CombiningClass(c);
@@ -145,7 +150,8 @@ std::string ToNfc(std::string text) {
   }
   if (!of_interest) return text;
   decomposed.reserve(text.size());
-  for (size_t offset = 0; offset < text.size();) AppendDecomposed(NextUtf8(text, offset), decomposed);
+  for (size_t offset = 0; offset < text.size();)
+    AppendDecomposed(NextUtf8(text, offset), decomposed);
   std::vector<Character> characters = InCanonicalOrder(decomposed);
   ComposeAll(characters);
   std::string out;

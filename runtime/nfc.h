@@ -5,7 +5,8 @@
 
 namespace trireme {
 
-// REQUIRES: `text` is valid UTF-8. Tables are those of Unicode 14; characters assigned later are left as they are.
+// REQUIRES: `text` is valid UTF-8. Tables are those of Unicode 14; characters assigned later are
+// left as they are.
 std::string ToNfc(std::string text);
 
 }  // namespace trireme

@@ -1,5 +1,5 @@
-// What is done to a text before it is cut into words: the normalizer of a tokenizer.json. Internal to the tokenizer.
-// Immutable and thread-safe after construction.
+// What is done to a text before it is cut into words: the normalizer of a tokenizer.json. Internal
+// to the tokenizer. Immutable and thread-safe after construction.
 #pragma once
 
 #include <string>

@@ -11,8 +11,8 @@
 namespace trireme {
 namespace {
 
-// A pattern comes from a file and a text from a request: neither may hang the process. Real pre-split patterns need a
-// few steps per character.
+// A pattern comes from a file and a text from a request: neither may hang the process. Real
+// pre-split patterns need a few steps per character.
 constexpr uint32_t kMatchLimit = 2'000'000;
 constexpr uint32_t kHeapLimitKib = 64 * 1024;
 constexpr size_t kMaxPatternBytes = 16 * 1024;
@@ -40,13 +40,15 @@ struct Pattern::Compiled {
   std::unique_ptr<pcre2_code, Free<pcre2_code_free>> code;
   MatchContext limits;
 
-  // Number of pairs found (0 = none) or a PCRE2 error. The JIT has a small stack of its own; the interpreter, which
-  // has not, takes over where that is too small.
+  // Number of pairs found (0 = none) or a PCRE2 error. The JIT has a small stack of its own; the
+  // interpreter, which has not, takes over where that is too small.
   int Match(const std::string& text, size_t start, pcre2_match_data* data) const {
     const auto subject = reinterpret_cast<PCRE2_SPTR>(text.data());
-    int found = pcre2_match(code.get(), subject, text.size(), start, PCRE2_NO_UTF_CHECK, data, limits.get());
+    int found = pcre2_match(code.get(), subject, text.size(), start, PCRE2_NO_UTF_CHECK, data,
+                            limits.get());
     if (found == PCRE2_ERROR_JIT_STACKLIMIT) {
-      found = pcre2_match(code.get(), subject, text.size(), start, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, data, limits.get());
+      found = pcre2_match(code.get(), subject, text.size(), start,
+                          PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, data, limits.get());
     }
     return found;
   }
@@ -65,12 +67,14 @@ absl::StatusOr<Pattern> Pattern::Regex(const std::string& source) {
   PCRE2_SIZE offset = 0;
   auto compiled = std::make_shared<Compiled>();
   compiled->code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(source.data()), source.size(),
-                                     PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error, &offset, context.get()));
+                                     PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &error,
+                                     &offset, context.get()));
   if (compiled->code == nullptr) {
     return absl::InvalidArgumentError(
         absl::StrCat("is no regular expression: ", Message(error), " at byte ", offset));
   }
-  pcre2_jit_compile(compiled->code.get(), PCRE2_JIT_COMPLETE);  // without it matching is only slower
+  pcre2_jit_compile(compiled->code.get(),
+                    PCRE2_JIT_COMPLETE);  // without it matching is only slower
   compiled->limits.reset(pcre2_match_context_create(nullptr));
   pcre2_set_match_limit(compiled->limits.get(), kMatchLimit);
   pcre2_set_heap_limit(compiled->limits.get(), kHeapLimitKib);
@@ -83,7 +87,8 @@ absl::Status Pattern::FindAll(const std::string& text, std::vector<ByteRange>& m
   matches.clear();
   if (regex_ == nullptr) {
     if (literal_.empty()) return absl::OkStatus();
-    for (size_t at = text.find(literal_); at != std::string::npos; at = text.find(literal_, at + literal_.size())) {
+    for (size_t at = text.find(literal_); at != std::string::npos;
+         at = text.find(literal_, at + literal_.size())) {
       matches.push_back({at, at + literal_.size()});
     }
     return absl::OkStatus();
@@ -99,7 +104,8 @@ absl::Status Pattern::FindAll(const std::string& text, std::vector<ByteRange>& m
       return absl::ResourceExhaustedError(
           absl::StrCat("splitting the text at byte ", start, " failed: ", Message(found)));
     }
-    // \K can move the begin of a match; a begin before the last end or after the own end is of no use.
+    // \K can move the begin of a match; a begin before the last end or after the own end is of no
+    // use.
     if (pair[0] < start || pair[1] < pair[0]) {
       return absl::InvalidArgumentError("a split pattern matches backwards; it must not use \\K");
     }

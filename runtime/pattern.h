@@ -1,5 +1,5 @@
-// What a normaliser or pre-tokeniser searches for: a literal text or a regular expression (PCRE2, Unicode properties).
-// Internal to the tokenizer. Immutable and thread-safe; movable.
+// What a normaliser or pre-tokeniser searches for: a literal text or a regular expression (PCRE2,
+// Unicode properties). Internal to the tokenizer. Immutable and thread-safe; movable.
 #pragma once
 
 #include <cstddef>
@@ -23,8 +23,8 @@ class Pattern {
   // InvalidArgument with PCRE2's reason when `source` is no regular expression.
   static absl::StatusOr<Pattern> Regex(const std::string& source);
 
-  // Non-overlapping matches from left to right. REQUIRES: `text` is valid UTF-8. ResourceExhausted when a regular
-  // expression backtracks beyond a fixed limit.
+  // Non-overlapping matches from left to right. REQUIRES: `text` is valid UTF-8. ResourceExhausted
+  // when a regular expression backtracks beyond a fixed limit.
   absl::Status FindAll(const std::string& text, std::vector<ByteRange>& matches) const;
 
  private:

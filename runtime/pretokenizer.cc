@@ -31,7 +31,8 @@ std::vector<Part> PartsOf(const std::vector<ByteRange>& matches, size_t size, bo
   return parts;
 }
 
-// A match joins its neighbour only when the part before it, in the direction of the walk, was no match itself.
+// A match joins its neighbour only when the part before it, in the direction of the walk, was no
+// match itself.
 std::vector<ByteRange> MergeMatches(std::vector<Part> parts, bool with_next) {
   if (with_next) std::reverse(parts.begin(), parts.end());
   std::vector<ByteRange> merged;
@@ -50,7 +51,8 @@ std::vector<ByteRange> MergeMatches(std::vector<Part> parts, bool with_next) {
 }
 
 std::vector<ByteRange> Arrange(const std::vector<Part>& parts, SplitBehavior behavior) {
-  if (behavior == SplitBehavior::kMergedWithPrevious || behavior == SplitBehavior::kMergedWithNext) {
+  if (behavior == SplitBehavior::kMergedWithPrevious ||
+      behavior == SplitBehavior::kMergedWithNext) {
     return MergeMatches(parts, behavior == SplitBehavior::kMergedWithNext);
   }
   std::vector<ByteRange> out;
@@ -72,7 +74,8 @@ absl::Status Apply(const SplitStep& step, std::vector<Piece>& pieces) {
   std::vector<ByteRange> matches;
   for (Piece& piece : pieces) {
     RETURN_IF_ERROR(step.pattern.FindAll(piece.text, matches));
-    for (const ByteRange& range : Arrange(PartsOf(matches, piece.text.size(), step.invert), step.behavior)) {
+    for (const ByteRange& range :
+         Arrange(PartsOf(matches, piece.text.size(), step.invert), step.behavior)) {
       if (range.begin == range.end) continue;
       out.push_back({piece.text.substr(range.begin, range.end - range.begin),
                      piece.at_text_start && range.begin == 0});
@@ -165,8 +168,8 @@ std::string ByteLevelToBytes(const std::string& piece) {
   return bytes;
 }
 
-absl::Status PreTokenize(const std::vector<PreTokenizerStep>& steps, std::string text, bool at_text_start,
-                         std::vector<std::string>& words) {
+absl::Status PreTokenize(const std::vector<PreTokenizerStep>& steps, std::string text,
+                         bool at_text_start, std::vector<std::string>& words) {
   words.clear();
   if (text.empty()) return absl::OkStatus();
   std::vector<Piece> pieces;

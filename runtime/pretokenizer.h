@@ -1,5 +1,5 @@
-// Cuts a normalised text into words, between which BPE never merges: the pre_tokenizer of a tokenizer.json. Internal to
-// the tokenizer. Immutable and thread-safe after construction.
+// Cuts a normalised text into words, between which BPE never merges: the pre_tokenizer of a
+// tokenizer.json. Internal to the tokenizer. Immutable and thread-safe after construction.
 #pragma once
 
 #include <array>
@@ -33,13 +33,13 @@ struct MetaspaceStep {
 };
 using PreTokenizerStep = std::variant<SplitStep, PrefixSpaceStep, ByteLevelStep, MetaspaceStep>;
 
-// The words of `text`, none empty. `at_text_start`: `text` is the beginning of the whole text, not what follows an
-// added token. REQUIRES: `text` is valid UTF-8. Errors as Pattern::FindAll.
-absl::Status PreTokenize(const std::vector<PreTokenizerStep>& steps, std::string text, bool at_text_start,
-                         std::vector<std::string>& words);
+// The words of `text`, none empty. `at_text_start`: `text` is the beginning of the whole text, not
+// what follows an added token. REQUIRES: `text` is valid UTF-8. Errors as Pattern::FindAll.
+absl::Status PreTokenize(const std::vector<PreTokenizerStep>& steps, std::string text,
+                         bool at_text_start, std::vector<std::string>& words);
 
-// GPT-2's byte <-> character table: the printable Latin-1 characters stand for themselves, the other 68 bytes for
-// U+0100 and up in order.
+// GPT-2's byte <-> character table: the printable Latin-1 characters stand for themselves, the
+// other 68 bytes for U+0100 and up in order.
 const std::array<std::string, 256>& ByteLevelAlphabet();
 // The bytes that `piece` spells in that alphabet; `piece` itself when a character is outside it.
 std::string ByteLevelToBytes(const std::string& piece);

@@ -34,7 +34,7 @@ struct SchedulerOptions {
 // One committed token of one request.
 struct TokenEvent {
   uint64_t request_id = 0;
-  SampledToken sampled;
+  SampledToken sampled{};
   FinishReason finish = FinishReason::kNone;
 };
 

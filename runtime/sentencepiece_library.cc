@@ -14,7 +14,8 @@ struct SentencePieceLibrary::Impl {
 SentencePieceLibrary::SentencePieceLibrary(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 SentencePieceLibrary::~SentencePieceLibrary() = default;
 
-std::unique_ptr<SentencePieceLibrary> SentencePieceLibrary::Parse(const std::string& bytes, std::string& error) try {
+std::unique_ptr<SentencePieceLibrary> SentencePieceLibrary::Parse(const std::string& bytes,
+                                                                  std::string& error) try {
   auto impl = std::make_unique<Impl>();
   const auto status = impl->processor.LoadFromSerializedProto(bytes);
   if (!status.ok()) {
@@ -39,7 +40,8 @@ SentencePieceLibrary::PieceKind SentencePieceLibrary::Kind(int id) const {
   return PieceKind::kNormal;
 }
 
-bool SentencePieceLibrary::Encode(const std::string& text, std::vector<int>& ids, std::string& error) const try {
+bool SentencePieceLibrary::Encode(const std::string& text, std::vector<int>& ids,
+                                  std::string& error) const try {
   const auto status = impl_->processor.Encode(text, &ids);
   if (!status.ok()) error = status.ToString();
   return status.ok();

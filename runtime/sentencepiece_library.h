@@ -1,5 +1,6 @@
-// The part of libsentencepiece that the tokenizer uses, in standard types: the library's header declares an
-// absl::string_view of its own and cannot be included together with Abseil. Internal to the tokenizer.
+// The part of libsentencepiece that the tokenizer uses, in standard types: the library's header
+// declares an absl::string_view of its own and cannot be included together with Abseil. Internal to
+// the tokenizer.
 #pragma once
 
 #include <memory>
@@ -21,7 +22,8 @@ class SentencePieceLibrary {
   PieceKind Kind(int id) const;
   int bos_id() const;  // -1 = none
   int eos_id() const;
-  // False, with the reason in `error`, when the library fails. REQUIRES: `text` is valid UTF-8. Thread-safe.
+  // False, with the reason in `error`, when the library fails. REQUIRES: `text` is valid UTF-8.
+  // Thread-safe.
   bool Encode(const std::string& text, std::vector<int>& ids, std::string& error) const;
   std::string Decode(int id) const;
 

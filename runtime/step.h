@@ -30,8 +30,8 @@ struct Chunk {
   int32_t position = 0;
   LogitRows logit_rows = LogitRows::kNone;
   bool decode = false;  // its one token was sampled by the step before; else it is part of a prompt
-  std::vector<TokenId> tokens;
-  std::vector<int32_t> new_pages;  // appended to the sequence's page table
+  std::vector<TokenId> tokens{};
+  std::vector<int32_t> new_pages{};  // appended to the sequence's page table
 };
 
 struct StepPlan {
@@ -50,8 +50,8 @@ struct StepPlan {
 
 struct StepResult {
   int64_t step = 0;
-  std::vector<SampledToken> sampled;  // one per chunk with kLast, in plan order
-  std::vector<float> logits;          // [rows of kAll chunks, V], in plan order
+  std::vector<SampledToken> sampled{};  // one per chunk with kLast, in plan order
+  std::vector<float> logits{};         // [rows of kAll chunks, V], in plan order
 };
 
 std::string Serialize(const StepPlan& plan);

@@ -21,7 +21,8 @@ absl::StatusOr<std::string> ReadWholeFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::string bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
   if (!file.is_open() || file.bad()) {
-    return absl::PermissionDeniedError(absl::StrCat(path, ": cannot be read; it must be a readable file"));
+    return absl::PermissionDeniedError(
+        absl::StrCat(path, ": cannot be read; it must be a readable file"));
   }
   return bytes;
 }
@@ -35,7 +36,8 @@ absl::StatusOr<SentencePieceTemplate> ReadTemplate(const std::string& path) {
   if (!config.is_object()) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": must be a JSON object"));
   }
-  for (auto [key, flag] : {std::pair{"add_bos_token", &surround.add_bos}, {"add_eos_token", &surround.add_eos}}) {
+  for (auto [key, flag] :
+       {std::pair{"add_bos_token", &surround.add_bos}, {"add_eos_token", &surround.add_eos}}) {
     const auto entry = config.find(key);
     if (entry == config.end() || entry->is_null()) continue;
     if (!entry->is_boolean()) {
@@ -65,7 +67,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& mo
     return FromJson(json, json_path);
   }
   if (!std::filesystem::exists(model_path, ignored)) {
-    return absl::NotFoundError(absl::StrCat(model_dir, ": holds neither tokenizer.json nor tokenizer.model"));
+    return absl::NotFoundError(
+        absl::StrCat(model_dir, ": holds neither tokenizer.json nor tokenizer.model"));
   }
   ASSIGN_OR_RETURN(const std::string bytes, ReadWholeFile(model_path));
   ASSIGN_OR_RETURN(const SentencePieceTemplate surround,
@@ -74,7 +77,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& mo
   return TokenizerModel::Wrap(std::move(model));
 }
 
-absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(const std::string& json, const std::string& name) {
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(const std::string& json,
+                                                               const std::string& name) {
   ASSIGN_OR_RETURN(auto model, ParseTokenizerJson(json, name));
   return TokenizerModel::Wrap(std::move(model));
 }
@@ -85,14 +89,16 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromSentencePiece(const st
   return TokenizerModel::Wrap(std::move(model));
 }
 
-absl::StatusOr<std::vector<TokenId>> Tokenizer::Encode(const std::string& text, bool add_special_tokens) const {
+absl::StatusOr<std::vector<TokenId>> Tokenizer::Encode(const std::string& text,
+                                                       bool add_special_tokens) const {
   if (text.size() > kMaxTextBytes) {
     return absl::InvalidArgumentError(
         absl::StrCat("text of ", text.size(), " bytes is too long: at most ", kMaxTextBytes));
   }
   const size_t invalid = FindInvalidUtf8(text);
   if (invalid != std::string::npos) {
-    return absl::InvalidArgumentError(absl::StrCat("text is not valid UTF-8 at byte offset ", invalid));
+    return absl::InvalidArgumentError(
+        absl::StrCat("text is not valid UTF-8 at byte offset ", invalid));
   }
   const TokenTable& tokens = model_->tokens();
   std::vector<TokenId> ids;
@@ -125,7 +131,9 @@ TokenId Tokenizer::bos_id() const {
   return prefix.empty() ? -1 : prefix.front();
 }
 
-int64_t Tokenizer::vocab_size() const { return static_cast<int64_t>(model_->tokens().bytes.size()); }
+int64_t Tokenizer::vocab_size() const {
+  return static_cast<int64_t>(model_->tokens().bytes.size());
+}
 
 bool Tokenizer::strips_leading_space() const { return model_->tokens().strips_leading_space; }
 

@@ -14,7 +14,8 @@ namespace {
 
 std::string Quoted(const std::string& piece) {
   constexpr size_t kShown = 60;
-  return absl::StrCat("\"", absl::CHexEscape(piece.substr(0, kShown)), piece.size() > kShown ? "..." : "", "\"");
+  return absl::StrCat("\"", absl::CHexEscape(piece.substr(0, kShown)),
+                      piece.size() > kShown ? "..." : "", "\"");
 }
 
 uint64_t PairKey(TokenId left, TokenId right) {
@@ -40,14 +41,15 @@ absl::Status Bpe::AddVocab(Vocab vocab) {
   for (auto& [piece, id] : vocab) {
     CHECK_GE(id, 0);
     if (taken[id]) {
-      return absl::InvalidArgumentError(absl::StrCat("model.vocab gives id ", id, " to both ", Quoted(pieces_[id]),
-                                                     " and ", Quoted(piece), "; each id must be given once"));
+      return absl::InvalidArgumentError(absl::StrCat("model.vocab gives id ", id, " to both ",
+                                                     Quoted(pieces_[id]), " and ", Quoted(piece),
+                                                     "; each id must be given once"));
     }
     taken[id] = 1;
     pieces_[id] = std::move(piece);
     if (!ids_.emplace(pieces_[id], id).second) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("model.vocab holds ", Quoted(pieces_[id]), " twice; each piece must have one id"));
+      return absl::InvalidArgumentError(absl::StrCat("model.vocab holds ", Quoted(pieces_[id]),
+                                                     " twice; each piece must have one id"));
     }
   }
   return absl::OkStatus();
@@ -61,9 +63,9 @@ absl::Status Bpe::AddMerges(const Merges& merges) {
     joined.assign(left).append(right);
     for (const std::string* piece : {&left, &right, static_cast<const std::string*>(&joined)}) {
       if (Find(*piece) >= 0) continue;
-      return absl::InvalidArgumentError(absl::StrCat("model.merges entry ", rank, " (", Quoted(left), ", ",
-                                                     Quoted(right), ") needs the piece ", Quoted(*piece),
-                                                     ", which model.vocab must hold"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("model.merges entry ", rank, " (", Quoted(left), ", ", Quoted(right),
+                       ") needs the piece ", Quoted(*piece), ", which model.vocab must hold"));
     }
     // A pair given twice counts with its last rank, as in the library that writes these files.
     merges_[PairKey(Find(left), Find(right))] = {static_cast<int32_t>(rank), Find(joined)};
@@ -80,8 +82,8 @@ absl::Status Bpe::ApplyOptions(const BpeOptions& options) {
   if (options.unk_token.empty()) return absl::OkStatus();
   unk_ = Find(options.unk_token);
   if (unk_ >= 0) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("model.unk_token is ", Quoted(options.unk_token), ", which model.vocab must hold"));
+  return absl::InvalidArgumentError(absl::StrCat("model.unk_token is ", Quoted(options.unk_token),
+                                                 ", which model.vocab must hold"));
 }
 
 TokenId Bpe::Find(std::string_view piece) const {
@@ -128,8 +130,9 @@ void Bpe::SplitIntoCharacters(std::string_view word, std::vector<Symbol>& symbol
   }
 }
 
-// The best pair anywhere is merged next: a heap of candidate pairs over a doubly linked list. A merged-away symbol has
-// id -1; a candidate whose symbols have changed meanwhile is dropped when it comes up.
+// The best pair anywhere is merged next: a heap of candidate pairs over a doubly linked list. A
+// merged-away symbol has id -1; a candidate whose symbols have changed meanwhile is dropped when it
+// comes up.
 void Bpe::MergeAll(std::vector<Symbol>& symbols) const {
   const auto worse = [](const Candidate& a, const Candidate& b) {
     return a.rank != b.rank ? a.rank > b.rank : a.at > b.at;
@@ -156,7 +159,8 @@ void Bpe::MergeAll(std::vector<Symbol>& symbols) const {
     right.id = -1;
     left.next = right.next;
     if (left.next >= 0) symbols[left.next].previous = best.at;
-    if (left.previous >= 0 && candidate(left.previous)) std::push_heap(heap.begin(), heap.end(), worse);
+    if (left.previous >= 0 && candidate(left.previous))
+      std::push_heap(heap.begin(), heap.end(), worse);
     if (left.next >= 0 && candidate(best.at)) std::push_heap(heap.begin(), heap.end(), worse);
   }
 }
@@ -190,8 +194,8 @@ absl::Status BpeTokenizer::Encode(const std::string& text, std::vector<TokenId>&
       ids.push_back(segment.id);
       continue;
     }
-    RETURN_IF_ERROR(
-        EncodeBetweenTokens(text.substr(segment.begin, segment.end - segment.begin), segment.begin == 0, ids));
+    RETURN_IF_ERROR(EncodeBetweenTokens(text.substr(segment.begin, segment.end - segment.begin),
+                                        segment.begin == 0, ids));
   }
   return absl::OkStatus();
 }
@@ -211,10 +215,12 @@ absl::Status BpeTokenizer::EncodeBetweenTokens(std::string text, bool at_text_st
   return absl::OkStatus();
 }
 
-absl::Status BpeTokenizer::EncodePlain(std::string text, bool at_text_start, std::vector<TokenId>& ids) const {
+absl::Status BpeTokenizer::EncodePlain(std::string text, bool at_text_start,
+                                       std::vector<TokenId>& ids) const {
   std::vector<std::string> words;
   RETURN_IF_ERROR(PreTokenize(pre_tokenizer_, std::move(text), at_text_start, words));
-  // Words repeat: where in `ids` an equal word was put before. Local to the call, so that no lock is needed.
+  // Words repeat: where in `ids` an equal word was put before. Local to the call, so that no lock
+  // is needed.
   struct Place {
     size_t begin;
     size_t count;

@@ -1,5 +1,6 @@
-// Byte pair encoding: the vocabulary with its merges (Bpe), and the whole tokenizer of a tokenizer.json around it
-// (BpeTokenizer). Internal to the tokenizer. Immutable and thread-safe after construction.
+// Byte pair encoding: the vocabulary with its merges (Bpe), and the whole tokenizer of a
+// tokenizer.json around it (BpeTokenizer). Internal to the tokenizer. Immutable and thread-safe
+// after construction.
 #pragma once
 
 #include <array>
@@ -20,9 +21,10 @@
 namespace trireme {
 
 struct BpeOptions {
-  std::string unk_token;       // empty: unknown characters are dropped
-  bool byte_fallback = false;  // unknown characters become <0xNN> pieces where the vocabulary has them
-  bool fuse_unk = false;       // neighbouring unknown characters become one unknown token
+  std::string unk_token;  // empty: unknown characters are dropped
+  bool byte_fallback =
+      false;              // unknown characters become <0xNN> pieces where the vocabulary has them
+  bool fuse_unk = false;  // neighbouring unknown characters become one unknown token
   bool ignore_merges = false;  // a word that is a piece becomes it, however the merges would go
 };
 
@@ -30,8 +32,8 @@ class Bpe {
  public:
   using Vocab = std::vector<std::pair<std::string, TokenId>>;
   using Merges = std::vector<std::pair<std::string, std::string>>;
-  // InvalidArgument when ids are out of range or given twice, or a merge names what is no piece; the message names the
-  // entry, the caller puts the file in front.
+  // InvalidArgument when ids are out of range or given twice, or a merge names what is no piece;
+  // the message names the entry, the caller puts the file in front.
   static absl::StatusOr<Bpe> Build(Vocab vocab, const Merges& merges, const BpeOptions& options);
 
   // Appends the ids of one word. O(n log n) in its length.
@@ -78,8 +80,9 @@ class BpeTokenizer : public TokenizerModel {
  public:
   struct Parts {
     Bpe bpe;
-    std::vector<AddedToken> raw_added;         // looked for in the text as it comes
-    std::vector<AddedToken> normalized_added;  // looked for after normalisation; contents normalised too
+    std::vector<AddedToken> raw_added;  // looked for in the text as it comes
+    std::vector<AddedToken>
+        normalized_added;  // looked for after normalisation; contents normalised too
     std::vector<NormalizerStep> normalizer;
     std::vector<PreTokenizerStep> pre_tokenizer;
   };
@@ -87,7 +90,8 @@ class BpeTokenizer : public TokenizerModel {
   absl::Status Encode(const std::string& text, std::vector<TokenId>& ids) const override;
 
  private:
-  absl::Status EncodeBetweenTokens(std::string text, bool at_text_start, std::vector<TokenId>& ids) const;
+  absl::Status EncodeBetweenTokens(std::string text, bool at_text_start,
+                                   std::vector<TokenId>& ids) const;
   absl::Status EncodePlain(std::string text, bool at_text_start, std::vector<TokenId>& ids) const;
 
   const Bpe bpe_;

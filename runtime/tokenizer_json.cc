@@ -18,7 +18,8 @@ absl::StatusOr<Bpe> BuildBpe(TokenizerJson& file, const JsonNode& root) {
   if (!model.IsObject()) return model.Invalid("must be an object");
   // Old files leave the type out.
   ASSIGN_OR_RETURN(const std::string type, model.String("type", file.has_merges ? "BPE" : ""));
-  if (type != "BPE") return model.Unsupported(absl::StrCat("has type \"", type, "\"; only BPE is supported"));
+  if (type != "BPE")
+    return model.Unsupported(absl::StrCat("has type \"", type, "\"; only BPE is supported"));
   if (!file.has_vocab) return model.Child("vocab").Invalid("must be an object");
   if (!file.has_merges) return model.Child("merges").Invalid("must be an array");
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
@@ -26,7 +27,8 @@ absl::StatusOr<Bpe> BuildBpe(TokenizerJson& file, const JsonNode& root) {
     if (!affix.empty()) return model.Child(key).Unsupported("is not supported; only null is");
   }
   const JsonNode dropout = model.Child("dropout");
-  if (!dropout.IsNull() && dropout.value() != 0) return dropout.Unsupported("is not supported; only null is");
+  if (!dropout.IsNull() && dropout.value() != 0)
+    return dropout.Unsupported("is not supported; only null is");
   BpeOptions options;
   ASSIGN_OR_RETURN(options.unk_token, model.String("unk_token", ""));
   ASSIGN_OR_RETURN(options.byte_fallback, model.Bool("byte_fallback", false));
@@ -43,7 +45,8 @@ struct AddedTokenEntry {
   bool normalized = false;
 };
 
-absl::StatusOr<AddedTokenEntry> ReadAddedToken(const JsonNode& node, const Bpe& bpe, int64_t id_limit) {
+absl::StatusOr<AddedTokenEntry> ReadAddedToken(const JsonNode& node, const Bpe& bpe,
+                                               int64_t id_limit) {
   AddedTokenEntry entry;
   ASSIGN_OR_RETURN(const int64_t id, node.Index("id", id_limit));
   entry.token.id = static_cast<TokenId>(id);
@@ -64,7 +67,8 @@ absl::StatusOr<AddedTokenEntry> ReadAddedToken(const JsonNode& node, const Bpe& 
   return entry;
 }
 
-absl::StatusOr<std::vector<AddedTokenEntry>> ReadAddedTokens(const JsonNode& root, const Bpe& bpe, int64_t id_limit) {
+absl::StatusOr<std::vector<AddedTokenEntry>> ReadAddedTokens(const JsonNode& root, const Bpe& bpe,
+                                                             int64_t id_limit) {
   std::vector<AddedTokenEntry> entries;
   absl::flat_hash_map<std::string, TokenId> by_content;
   absl::flat_hash_map<TokenId, size_t> by_id;
@@ -80,6 +84,8 @@ absl::StatusOr<std::vector<AddedTokenEntry>> ReadAddedTokens(const JsonNode& roo
   return entries;
 }
 
+// The contents of normalised entries are normalised already: that is what they stand for, the space
+// in front of a word included.
 absl::StatusOr<TokenTable> MakeTable(const Bpe& bpe, const std::vector<AddedTokenEntry>& added,
                                      const PieceDecoder& decoder) {
   std::vector<std::string> pieces = bpe.pieces();
@@ -97,8 +103,8 @@ absl::StatusOr<TokenTable> MakeTable(const Bpe& bpe, const std::vector<AddedToke
 }
 
 // The ids that a SpecialToken entry of the template stands for.
-absl::Status AddTemplateIds(const JsonNode& processor, const std::string& name, const TokenTable& tokens,
-                            std::vector<TokenId>& out) {
+absl::Status AddTemplateIds(const JsonNode& processor, const std::string& name,
+                            const TokenTable& tokens, std::vector<TokenId>& out) {
   const JsonNode table = processor.Child("special_tokens");
   if (!table.IsObject()) return table.Invalid("must be an object");
   const JsonNode entry = table.Child(name);
@@ -123,7 +129,8 @@ absl::Status ReadTemplate(const JsonNode& processor, TokenTable& tokens) {
   for (const JsonNode& item : items) {
     if (const JsonNode special = item.Child("SpecialToken"); special.IsObject()) {
       ASSIGN_OR_RETURN(const std::string name, special.String("id"));
-      RETURN_IF_ERROR(AddTemplateIds(processor, name, tokens, after_text ? tokens.suffix : tokens.prefix));
+      RETURN_IF_ERROR(
+          AddTemplateIds(processor, name, tokens, after_text ? tokens.suffix : tokens.prefix));
     } else if (item.Child("Sequence").IsObject() && !after_text) {
       after_text = true;
     } else {
@@ -138,26 +145,36 @@ absl::Status ReadPostProcessor(const JsonNode& processor, bool nested, TokenTabl
   if (processor.IsNull()) return absl::OkStatus();
   if (!processor.IsObject()) return processor.Invalid("must be an object or null");
   ASSIGN_OR_RETURN(const std::string type, processor.String("type"));
-  if (type == "ByteLevel") return absl::OkStatus();  // only moves offsets, which are not given out here
+  if (type == "ByteLevel")
+    return absl::OkStatus();  // only moves offsets, which are not given out here
   if (type == "TemplateProcessing") return ReadTemplate(processor, tokens);
   if (type == "Sequence" && !nested) {
     ASSIGN_OR_RETURN(const std::vector<JsonNode> processors, processor.Objects("processors"));
     for (const JsonNode& one : processors) RETURN_IF_ERROR(ReadPostProcessor(one, true, tokens));
     return absl::OkStatus();
   }
-  return processor.Unsupported(absl::StrCat("has type \"", type, "\"; supported are TemplateProcessing, ByteLevel ",
+  return processor.Unsupported(absl::StrCat("has type \"", type,
+                                            "\"; supported are TemplateProcessing, ByteLevel ",
                                             "and one Sequence of them"));
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TokenizerModel>> ParseTokenizerJson(const std::string& json, const std::string& name) {
+absl::StatusOr<std::unique_ptr<TokenizerModel>> ParseTokenizerJson(const std::string& json,
+                                                                   const std::string& name) {
   ASSIGN_OR_RETURN(TokenizerJson file, ReadTokenizerJson(json, name));
   const JsonNode root(file.rest, name, "");
   ASSIGN_OR_RETURN(Bpe bpe, BuildBpe(file, root));
-  ASSIGN_OR_RETURN(std::vector<AddedTokenEntry> added, ReadAddedTokens(root, bpe, TokenIdLimit(json.size())));
+  ASSIGN_OR_RETURN(std::vector<AddedTokenEntry> added,
+                   ReadAddedTokens(root, bpe, TokenIdLimit(json.size())));
   BpeTokenizer::Parts parts{std::move(bpe), {}, {}, {}, {}};
   RETURN_IF_ERROR(ReadNormalizer(root.Child("normalizer"), parts.normalizer));
+  for (AddedTokenEntry& entry : added) {
+    if (!entry.normalized) continue;
+    const absl::Status normalized = Normalize(parts.normalizer, entry.token.content);
+    if (!normalized.ok())
+      return root.Child("normalizer").Invalid(std::string(normalized.message()));
+  }
   RETURN_IF_ERROR(ReadPreTokenizer(root.Child("pre_tokenizer"), parts.pre_tokenizer));
   PieceDecoder decoder;
   RETURN_IF_ERROR(ReadDecoder(root.Child("decoder"), decoder));
@@ -165,14 +182,11 @@ absl::StatusOr<std::unique_ptr<TokenizerModel>> ParseTokenizerJson(const std::st
   if (!tokens.ok()) return root.Child("decoder").Invalid(std::string(tokens.status().message()));
   RETURN_IF_ERROR(ReadPostProcessor(root.Child("post_processor"), false, *tokens));
   for (AddedTokenEntry& entry : added) {
-    if (entry.normalized) {
-      const absl::Status normalized = Normalize(parts.normalizer, entry.token.content);
-      if (!normalized.ok()) return root.Child("normalizer").Invalid(std::string(normalized.message()));
-    }
     if (entry.token.content.empty()) continue;
     (entry.normalized ? parts.normalized_added : parts.raw_added).push_back(std::move(entry.token));
   }
-  return std::unique_ptr<TokenizerModel>(std::make_unique<BpeTokenizer>(*std::move(tokens), std::move(parts)));
+  return std::unique_ptr<TokenizerModel>(
+      std::make_unique<BpeTokenizer>(*std::move(tokens), std::move(parts)));
 }
 
 }  // namespace trireme

@@ -10,7 +10,8 @@ namespace {
 
 using nlohmann::json;
 
-// Builds the tree of everything but model.vocab and model.merges. Each handler returns false, with `error` set, to stop.
+// Builds the tree of everything but model.vocab and model.merges. Each handler returns false, with
+// `error` set, to stop.
 class Reader : public nlohmann::json_sax<json> {
  public:
   Reader(TokenizerJson& out, int64_t id_limit) : out_(out), id_limit_(id_limit) {}
@@ -83,15 +84,19 @@ class Reader : public nlohmann::json_sax<json> {
                              "\" must be a whole number from 0 to ", id_limit_ - 1));
   }
   bool FailMerge(size_t index) {
-    return Fail(absl::StrCat("model.merges entry ", index, " must be \"LEFT RIGHT\" or [\"LEFT\", \"RIGHT\"]"));
+    return Fail(absl::StrCat("model.merges entry ", index,
+                             " must be \"LEFT RIGHT\" or [\"LEFT\", \"RIGHT\"]"));
   }
 
-  bool InModel() const { return stack_.size() == 2 && model_ != nullptr && stack_.back() == model_; }
+  bool InModel() const {
+    return stack_.size() == 2 && model_ != nullptr && stack_.back() == model_;
+  }
 
   // Where the next value of the tree goes; null, with `error` set, inside the two streamed members.
   json* Slot() {
     if (mode_ == Mode::kVocab) return FailVocab(), nullptr;
-    if (mode_ != Mode::kTree) return FailMerge(out_.merges.size()), nullptr;
+    if (mode_ == Mode::kMergePair) return FailMerge(out_.merges.size() - 1), nullptr;
+    if (mode_ == Mode::kMerges) return FailMerge(out_.merges.size()), nullptr;
     if (stack_.empty()) return &out_.rest;
     json& parent = *stack_.back();
     if (parent.is_object()) return &parent[key_];
@@ -105,7 +110,8 @@ class Reader : public nlohmann::json_sax<json> {
   bool Open(json value) {
     json* slot = Slot();
     if (slot == nullptr) return false;
-    if (stack_.size() == kDeepest) return Fail(absl::StrCat("is nested more than ", kDeepest, " levels deep"));
+    if (stack_.size() == kDeepest)
+      return Fail(absl::StrCat("is nested more than ", kDeepest, " levels deep"));
     *slot = std::move(value);
     if (stack_.size() == 1 && key_ == "model") model_ = slot;
     stack_.push_back(slot);
@@ -138,7 +144,8 @@ class Reader : public nlohmann::json_sax<json> {
   TokenizerJson& out_;
   const int64_t id_limit_;
   Mode mode_ = Mode::kTree;
-  std::vector<json*> stack_;  // open containers; only the innermost grows, so the others stay where they are
+  std::vector<json*>
+      stack_;  // open containers; only the innermost grows, so the others stay where they are
   json* model_ = nullptr;
   std::string key_;
   int parts_ = 0;
@@ -149,7 +156,8 @@ class Reader : public nlohmann::json_sax<json> {
 
 int64_t TokenIdLimit(size_t file_bytes) { return 65536 + static_cast<int64_t>(file_bytes / 4); }
 
-absl::StatusOr<TokenizerJson> ReadTokenizerJson(const std::string& text, const std::string& name) try {
+absl::StatusOr<TokenizerJson> ReadTokenizerJson(const std::string& text,
+                                                const std::string& name) try {
   TokenizerJson out;
   Reader reader(out, TokenIdLimit(text.size()));
   if (!json::sax_parse(text, &reader)) {
@@ -167,7 +175,8 @@ JsonNode::JsonNode(const json& value, std::string file, std::string path)
     : value_(&value), file_(std::move(file)), path_(std::move(path)) {}
 
 absl::Status JsonNode::Invalid(const std::string& what) const {
-  return absl::InvalidArgumentError(absl::StrCat(file_, ": ", path_, path_.empty() ? "" : " ", what));
+  return absl::InvalidArgumentError(
+      absl::StrCat(file_, ": ", path_, path_.empty() ? "" : " ", what));
 }
 
 absl::Status JsonNode::Unsupported(const std::string& what) const {
@@ -177,7 +186,8 @@ absl::Status JsonNode::Unsupported(const std::string& what) const {
 JsonNode JsonNode::Child(const std::string& key) const {
   static const json& kNull = *new json(nullptr);
   const auto found = value_->find(key);
-  return JsonNode(found == value_->end() ? kNull : *found, file_, path_.empty() ? key : absl::StrCat(path_, ".", key));
+  return JsonNode(found == value_->end() ? kNull : *found, file_,
+                  path_.empty() ? key : absl::StrCat(path_, ".", key));
 }
 
 absl::StatusOr<bool> JsonNode::Bool(const std::string& key, bool fallback) const {
@@ -193,14 +203,16 @@ absl::StatusOr<std::string> JsonNode::String(const std::string& key) const {
   return child.value().get<std::string>();
 }
 
-absl::StatusOr<std::string> JsonNode::String(const std::string& key, const std::string& fallback) const {
+absl::StatusOr<std::string> JsonNode::String(const std::string& key,
+                                             const std::string& fallback) const {
   if (Child(key).IsNull()) return fallback;
   return String(key);
 }
 
 absl::StatusOr<int64_t> JsonNode::Index(const std::string& key, int64_t limit) const {
   const JsonNode child = Child(key);
-  if (!child.value().is_number_unsigned() || child.value().get<uint64_t>() >= static_cast<uint64_t>(limit)) {
+  if (!child.value().is_number_unsigned() ||
+      child.value().get<uint64_t>() >= static_cast<uint64_t>(limit)) {
     return child.Invalid(absl::StrCat("must be a whole number from 0 to ", limit - 1));
   }
   return child.value().get<int64_t>();

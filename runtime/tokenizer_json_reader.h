@@ -1,5 +1,5 @@
-// Reads the text of a tokenizer.json and gives typed access to it, with error lines that name the file and the field.
-// Internal to the tokenizer.
+// Reads the text of a tokenizer.json and gives typed access to it, with error lines that name the
+// file and the field. Internal to the tokenizer.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@
 
 namespace trireme {
 
-// The vocabulary and the merges are nearly all of the file and have one shape, so they are read straight into vectors;
-// a tree of 400,000 JSON values would take most of the loading time.
+// The vocabulary and the merges are nearly all of the file and have one shape, so they are read
+// straight into vectors; a tree of 400,000 JSON values would take most of the loading time.
 struct TokenizerJson {
   nlohmann::json rest;  // the object without model.vocab and model.merges
   std::vector<std::pair<std::string, TokenId>> vocab;
@@ -24,8 +24,8 @@ struct TokenizerJson {
   bool has_merges = false;  // model.merges was there and an array
 };
 
-// Ids are checked to be below a bound that grows with the size of the file: real files have few gaps, and tables are
-// indexed by id.
+// Ids are checked to be below a bound that grows with the size of the file: real files have few
+// gaps, and tables are indexed by id.
 absl::StatusOr<TokenizerJson> ReadTokenizerJson(const std::string& text, const std::string& name);
 
 // The bound of ids for a file of `file_bytes`.

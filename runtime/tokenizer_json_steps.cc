@@ -9,7 +9,8 @@
 namespace trireme {
 namespace {
 
-absl::Status UnsupportedType(const JsonNode& node, const std::string& type, const std::string& supported) {
+absl::Status UnsupportedType(const JsonNode& node, const std::string& type,
+                             const std::string& supported) {
   return node.Unsupported(absl::StrCat("has type \"", type, "\"; supported are ", supported));
 }
 
@@ -45,28 +46,33 @@ absl::StatusOr<SplitStep> ReadSplit(const JsonNode& node) {
   for (const auto& [known, behavior] : kBehaviors) {
     if (name == known) return SplitStep{std::move(pattern), behavior, invert};
   }
-  return node.Child("behavior").Unsupported(
-      absl::StrCat("is \"", name, "\"; supported are Removed, Isolated, MergedWithPrevious, MergedWithNext, ",
-                   "Contiguous"));
+  return node.Child("behavior")
+      .Unsupported(
+          absl::StrCat("is \"", name,
+                       "\"; supported are Removed, Isolated, MergedWithPrevious, MergedWithNext, ",
+                       "Contiguous"));
 }
 
 absl::Status AddDigits(const JsonNode& node, std::vector<PreTokenizerStep>& steps) {
   ASSIGN_OR_RETURN(const bool individual, node.Bool("individual_digits", false));
   ASSIGN_OR_RETURN(Pattern digits, Pattern::Regex("\\p{N}"));
-  steps.push_back(
-      SplitStep{std::move(digits), individual ? SplitBehavior::kIsolated : SplitBehavior::kContiguous, false});
+  steps.emplace_back(
+      std::in_place_type<SplitStep>,
+      SplitStep{std::move(digits),
+                individual ? SplitBehavior::kIsolated : SplitBehavior::kContiguous, false});
   return absl::OkStatus();
 }
 
 absl::Status AddByteLevel(const JsonNode& node, std::vector<PreTokenizerStep>& steps) {
   ASSIGN_OR_RETURN(const bool add_prefix_space, node.Bool("add_prefix_space", true));
   ASSIGN_OR_RETURN(const bool use_regex, node.Bool("use_regex", true));
-  if (add_prefix_space) steps.push_back(PrefixSpaceStep{});
+  if (add_prefix_space) steps.emplace_back(std::in_place_type<PrefixSpaceStep>);
   if (use_regex) {
     ASSIGN_OR_RETURN(Pattern pattern, Pattern::Regex(kGpt2Pattern));
-    steps.push_back(SplitStep{std::move(pattern), SplitBehavior::kIsolated, false});
+    steps.emplace_back(std::in_place_type<SplitStep>,
+                       SplitStep{std::move(pattern), SplitBehavior::kIsolated, false});
   }
-  steps.push_back(ByteLevelStep{});
+  steps.emplace_back(std::in_place_type<ByteLevelStep>);
   return absl::OkStatus();
 }
 
@@ -78,11 +84,13 @@ struct Metaspace {
 absl::StatusOr<Metaspace> ReadMetaspace(const JsonNode& node) {
   Metaspace out;
   ASSIGN_OR_RETURN(out.step.replacement, node.String("replacement"));
-  if (out.step.replacement.empty()) return node.Child("replacement").Invalid("must be one character");
+  if (out.step.replacement.empty())
+    return node.Child("replacement").Invalid("must be one character");
   ASSIGN_OR_RETURN(out.split, node.Bool("split", true));
   // Old files say add_prefix_space instead of prepend_scheme.
   ASSIGN_OR_RETURN(const bool add_prefix_space, node.Bool("add_prefix_space", true));
-  ASSIGN_OR_RETURN(const std::string scheme, node.String("prepend_scheme", add_prefix_space ? "always" : "never"));
+  ASSIGN_OR_RETURN(const std::string scheme,
+                   node.String("prepend_scheme", add_prefix_space ? "always" : "never"));
   if (scheme == "first") {
     out.step.prepend = MetaspaceStep::Prepend::kFirst;
   } else if (scheme == "never") {
@@ -96,8 +104,10 @@ absl::StatusOr<Metaspace> ReadMetaspace(const JsonNode& node) {
 absl::Status AddMetaspace(const JsonNode& node, std::vector<PreTokenizerStep>& steps) {
   ASSIGN_OR_RETURN(Metaspace metaspace, ReadMetaspace(node));
   Pattern replacement = Pattern::Literal(metaspace.step.replacement);
-  steps.push_back(std::move(metaspace.step));
-  if (metaspace.split) steps.push_back(SplitStep{std::move(replacement), SplitBehavior::kMergedWithNext, false});
+  steps.emplace_back(std::in_place_type<MetaspaceStep>, std::move(metaspace.step));
+  if (metaspace.split)
+    steps.emplace_back(std::in_place_type<SplitStep>,
+                       SplitStep{std::move(replacement), SplitBehavior::kMergedWithNext, false});
   return absl::OkStatus();
 }
 
@@ -107,7 +117,8 @@ absl::Status AddStrip(const JsonNode& node, bool fused, PieceDecoder& decoder) {
   ASSIGN_OR_RETURN(const int64_t stop, node.Index("stop", int64_t{1} << 31));
   if (start == 0 && stop == 0) return absl::OkStatus();
   if (content != " " || start != 1 || stop != 0 || !fused) {
-    return node.Unsupported("must strip one space from the start (content \" \", start 1, stop 0) after Fuse");
+    return node.Unsupported(
+        "must strip one space from the start (content \" \", start 1, stop 0) after Fuse");
   }
   decoder.strips_leading_space = true;
   return absl::OkStatus();
@@ -130,10 +141,13 @@ absl::Status AddDecoder(const JsonNode& node, bool& fused, PieceDecoder& decoder
     decoder.steps.push_back({Kind::kReplace, {std::move(replace)}});
   } else if (type == "Metaspace") {
     ASSIGN_OR_RETURN(const Metaspace metaspace, ReadMetaspace(node));
-    decoder.steps.push_back({Kind::kReplace, {{Pattern::Literal(metaspace.step.replacement), " "}}});
-    if (metaspace.step.prepend != MetaspaceStep::Prepend::kNever) decoder.strips_leading_space = true;
+    decoder.steps.push_back(
+        {Kind::kReplace, {{Pattern::Literal(metaspace.step.replacement), " "}}});
+    if (metaspace.step.prepend != MetaspaceStep::Prepend::kNever)
+      decoder.strips_leading_space = true;
   } else {
-    return UnsupportedType(node, type, "ByteLevel, ByteFallback, Fuse, Strip, Replace, Metaspace and Sequence");
+    return UnsupportedType(node, type,
+                           "ByteLevel, ByteFallback, Fuse, Strip, Replace, Metaspace and Sequence");
   }
   return absl::OkStatus();
 }
@@ -177,12 +191,12 @@ absl::Status ReadNormalizer(const JsonNode& node, std::vector<NormalizerStep>& s
     for (const JsonNode& part : parts) RETURN_IF_ERROR(ReadNormalizer(part, steps));
   } else if (type == "Prepend") {
     ASSIGN_OR_RETURN(std::string prefix, node.String("prepend"));
-    steps.push_back(PrependStep{std::move(prefix)});
+    steps.emplace_back(std::in_place_type<PrependStep>, PrependStep{std::move(prefix)});
   } else if (type == "Replace") {
     ASSIGN_OR_RETURN(ReplaceStep replace, ReadReplace(node));
-    steps.push_back(std::move(replace));
+    steps.emplace_back(std::in_place_type<ReplaceStep>, std::move(replace));
   } else if (type == "NFC") {
-    steps.push_back(NfcStep{});
+    steps.emplace_back(std::in_place_type<NfcStep>);
   } else {
     return UnsupportedType(node, type, "Prepend, Replace, NFC and Sequence");
   }
@@ -203,7 +217,7 @@ absl::Status ReadPreTokenizer(const JsonNode& node, std::vector<PreTokenizerStep
   if (type == "Digits") return AddDigits(node, steps);
   if (type == "Split") {
     ASSIGN_OR_RETURN(SplitStep split, ReadSplit(node));
-    steps.push_back(std::move(split));
+    steps.emplace_back(std::in_place_type<SplitStep>, std::move(split));
     return absl::OkStatus();
   }
   return UnsupportedType(node, type, "ByteLevel, Split, Metaspace, Digits and Sequence");

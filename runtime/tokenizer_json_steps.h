@@ -1,5 +1,5 @@
-// The normalizer, pre_tokenizer and decoder of a tokenizer.json: each a list of steps, read from JSON. Kinds that are
-// not supported are Unimplemented and named. Internal to the tokenizer.
+// The normalizer, pre_tokenizer and decoder of a tokenizer.json: each a list of steps, read from
+// JSON. Kinds that are not supported are Unimplemented and named. Internal to the tokenizer.
 #pragma once
 
 #include <string>
@@ -12,9 +12,9 @@
 
 namespace trireme {
 
-// What a decoder makes of one piece, so that texts are joined from bytes per id. Two decoders look at their
-// neighbours and differ here: ByteFallback, whose byte pieces are joined before invalid UTF-8 is replaced, and
-// Metaspace, which loses only one leading space.
+// What a decoder makes of one piece, so that texts are joined from bytes per id. Two decoders look
+// at their neighbours and differ here: ByteFallback, whose byte pieces are joined before invalid
+// UTF-8 is replaced, and Metaspace, which loses only one leading space.
 struct PieceDecoder {
   enum class Kind { kReplace, kByteFallback, kByteLevel };
   struct Step {

@@ -1,4 +1,5 @@
-// What tokenizer.json and tokenizer.model have in common, behind Tokenizer. Internal to runtime/tokenizer*.cc.
+// What tokenizer.json and tokenizer.model have in common, behind Tokenizer. Internal to
+// runtime/tokenizer*.cc.
 #pragma once
 
 #include <memory>
@@ -12,7 +13,8 @@
 
 namespace trireme {
 
-// What each id stands for, and what surrounds a text. Both vectors are [vocab_size]; ids that no entry has are empty.
+// What each id stands for, and what surrounds a text. Both vectors are [vocab_size]; ids that no
+// entry has are empty.
 struct TokenTable {
   std::vector<std::string> bytes;
   std::vector<char> special;
@@ -40,7 +42,8 @@ class TokenizerModel {
 };
 
 // In tokenizer_json.cc. `name` is what error lines call the file.
-absl::StatusOr<std::unique_ptr<TokenizerModel>> ParseTokenizerJson(const std::string& json, const std::string& name);
+absl::StatusOr<std::unique_ptr<TokenizerModel>> ParseTokenizerJson(const std::string& json,
+                                                                   const std::string& name);
 
 // What tokenizer_config.json says about a tokenizer.model, which cannot say it itself.
 struct SentencePieceTemplate {
@@ -49,7 +52,7 @@ struct SentencePieceTemplate {
 };
 
 // In tokenizer_sentencepiece.cc.
-absl::StatusOr<std::unique_ptr<TokenizerModel>> ParseSentencePiece(const std::string& bytes, const std::string& name,
-                                                                   const SentencePieceTemplate& surround);
+absl::StatusOr<std::unique_ptr<TokenizerModel>> ParseSentencePiece(
+    const std::string& bytes, const std::string& name, const SentencePieceTemplate& surround);
 
 }  // namespace trireme

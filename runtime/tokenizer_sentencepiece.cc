@@ -67,8 +67,8 @@ TokenTable MakeTable(const SentencePieceLibrary& library) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TokenizerModel>> ParseSentencePiece(const std::string& bytes, const std::string& name,
-                                                                   const SentencePieceTemplate& surround) {
+absl::StatusOr<std::unique_ptr<TokenizerModel>> ParseSentencePiece(
+    const std::string& bytes, const std::string& name, const SentencePieceTemplate& surround) {
   std::string error;
   std::unique_ptr<SentencePieceLibrary> library = SentencePieceLibrary::Parse(bytes, error);
   if (library == nullptr) {
@@ -77,7 +77,8 @@ absl::StatusOr<std::unique_ptr<TokenizerModel>> ParseSentencePiece(const std::st
   for (int id = 0; id < library->size(); ++id) {
     const std::string piece = library->Piece(id);
     if (piece.empty() || FindInvalidUtf8(piece) != std::string::npos) {
-      return absl::InvalidArgumentError(absl::StrCat(name, ": piece ", id, " must be valid UTF-8 and not empty"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, ": piece ", id, " must be valid UTF-8 and not empty"));
     }
   }
   TokenTable tokens = MakeTable(*library);

@@ -9,12 +9,13 @@ namespace {
 constexpr std::string_view kReplacement = "\xEF\xBF\xBD";
 
 struct Scan {
-  size_t bytes;   // length of the character, or of the maximal subpart when it is not one
-  bool valid;     // a whole character
+  size_t bytes;    // length of the character, or of the maximal subpart when it is not one
+  bool valid;      // a whole character
   bool cut_short;  // not one, but only because the text ends
 };
 
-// The range of the second byte is what keeps overlong forms, surrogates and too large values out (Unicode table 3-7).
+// The range of the second byte is what keeps overlong forms, surrogates and too large values out
+// (Unicode table 3-7).
 Scan ScanCharacter(std::string_view text, size_t offset) {
   auto byte = [&](size_t i) { return static_cast<unsigned char>(text[offset + i]); };
   const unsigned char lead = byte(0);

@@ -5,7 +5,7 @@ set(layers launch runtime models parallel kernels)  # top first: each may includ
 set(environment_files "launch/.*|parallel/mpi_environment\\.cc")
 set(mpi_files "parallel/(control_plane|mpi_communicator|mpi_environment|shared_window)\\.cc|launch/doctor\\.cc")
 set(forbidden_names "util|utils|common|misc|helper|helpers|base")
-set(max_lines 500)
+set(max_lines 500)  # of what people read: a *_table.cc is data
 
 set(violations "")
 # Adds every line of grep's output (file:line:text) whose file does not match `allowed`.
@@ -64,7 +64,7 @@ foreach(file IN LISTS all others)
   file(READ ${SOURCE_DIR}/${file} text)
   string(REGEX MATCHALL "\n" newlines "${text}")
   list(LENGTH newlines lines)
-  if(lines GREATER max_lines)
+  if(lines GREATER max_lines AND NOT name MATCHES "_table$")
     string(APPEND violations "${file}:${lines}:\n    more than ${max_lines} lines: split it by noun\n")
   endif()
 endforeach()

@@ -1,5 +1,6 @@
 #include "kernels/cpu/isa.h"
 
+#include <atomic>
 #include <vector>
 
 namespace trireme::cpu {
@@ -30,6 +31,11 @@ const std::vector<const IsaKernels*>& Runnable() {
   }();
   return *all;
 }
+
+std::atomic<const IsaKernels*>& InUse() {
+  static std::atomic<const IsaKernels*> isa{Runnable().front()};
+  return isa;
+}
 }  // namespace
 
 int64_t AttentionScratchFloats(int64_t head_dim, int64_t rows) {
@@ -37,11 +43,9 @@ int64_t AttentionScratchFloats(int64_t head_dim, int64_t rows) {
   return 2 * rows * d + 2 * 32 * d + 2 * ((rows + 15) / 16 * 16) + 4 * 32;
 }
 
-const IsaKernels& BestIsa() {
-  static const IsaKernels& best = *Runnable().front();
-  return best;
-}
+const IsaKernels& BestIsa() { return *InUse().load(std::memory_order_relaxed); }
 int IsaCount() { return static_cast<int>(Runnable().size()); }
 const IsaKernels& IsaAt(int i) { return *Runnable()[i]; }
+void UseIsa(int i) { InUse().store(Runnable()[i]); }
 
 }  // namespace trireme::cpu

@@ -66,10 +66,11 @@ struct IsaKernels {
 // Floats that `attention` needs for `rows` (queries times group) of head_dim.
 int64_t AttentionScratchFloats(int64_t head_dim, int64_t rows);
 
-// The best this processor can run; decided once.
+// The one in use: the best this processor can run, unless a test chose another.
 const IsaKernels& BestIsa();
-// All it can run, best first: for tests.
+// All this processor can run, best first. UseIsa is for tests, and for times when no op runs: packed weights stay valid.
 int IsaCount();
 const IsaKernels& IsaAt(int i);
+void UseIsa(int i);
 
 }  // namespace trireme::cpu

@@ -1,7 +1,9 @@
-// Latency and bandwidth of everything that moves between ranks, after NVIDIA's nccl-tests: for each op and size the time
-// of one call (the slowest rank's mean), the algorithm bandwidth (bytes / time) and the bus bandwidth, which corrects for
-// the traffic an op needs at least, so that it can be held against the hardware whatever the number of ranks.
-//   mpirun -np 4 comm_bench --ops allreduce,allgather,sendrecv,broadcast,message --max-bytes 1048576 --dtype bf16
+// Latency and bandwidth of everything that moves between ranks, after NVIDIA's nccl-tests: for each
+// op and size the time of one call (the slowest rank's mean), the algorithm bandwidth (bytes /
+// time) and the bus bandwidth, which corrects for the traffic an op needs at least, so that it can
+// be held against the hardware whatever the number of ranks.
+//   mpirun -np 4 comm_bench --ops allreduce,allgather,sendrecv,broadcast,message --max-bytes
+//   1048576 --dtype bf16
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -44,7 +46,8 @@ struct Bench {
   TensorView View(std::vector<char>& buffer, int64_t bytes) {
     return TensorView(buffer.data(), dtype, Shape{bytes / static_cast<int64_t>(SizeOf(dtype))});
   }
-  // One call of `op`; `bytes` is what the op is about: the array of an all-reduce, the result of an all-gather.
+  // One call of `op`; `bytes` is what the op is about: the array of an all-reduce, the result of an
+  // all-gather.
   void Call(const std::string& op, int64_t bytes);
   void PingPong(int64_t bytes);
   void MessagePingPong(int64_t bytes);
@@ -94,7 +97,8 @@ OpKind KindOf(const std::string& op, int ranks) {
   return {2, 1};
 }
 
-// Mean seconds per call on the slowest rank. The number of calls is the same on all ranks: rank 0 decides.
+// Mean seconds per call on the slowest rank. The number of calls is the same on all ranks: rank 0
+// decides.
 double Measure(Bench& bench, const std::string& op, int64_t bytes, double seconds) {
   int64_t calls = 1;
   for (double took = 0;;) {

@@ -241,9 +241,9 @@ TEST(ConfigTest, WhatIsNotAJsonObject) {
   const auto error = [](const std::string& text) { return std::string(ParseModelConfig(text, "c").status().message()); };
   EXPECT_EQ(error(""), "c: is not valid JSON (at byte 1 of 0)");
   EXPECT_EQ(error("{\"a\": 1,}"), "c: is not valid JSON (at byte 9 of 9)");
-  EXPECT_EQ(error("{\"a\": \"\xff\"}"), "c: is not valid JSON (at byte 8 of 9)");
+  EXPECT_EQ(error("{\"a\": \"\xff\"}"), "c: is not valid JSON (at byte 8 of 10)");
   EXPECT_EQ(error("{\"a\": 1e999}"), "c: is not valid JSON (a number is out of range)");
-  EXPECT_EQ(error("[1]"), "c: is a JSON array; must be an object");
+  EXPECT_EQ(error("[1]"), "c: is an array; must be an object");
   EXPECT_EQ(error("{\"vocab_size\": 1, \"vocab_size\": 2}"), "c: has the key \"vocab_size\" twice in one object");
   EXPECT_EQ(error("{\"a\": " + std::string(100000, '[') + std::string(100000, ']') + "}"),
             "c: is nested deeper than 64 levels");

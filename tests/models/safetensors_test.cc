@@ -84,7 +84,7 @@ TEST(SafetensorsHeaderTest, EachFaultIsNamed) {
        "f: tensor \"x\": must have exactly the fields dtype, shape and data_offsets"},
       {R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"more":1}})", 4,
        "f: tensor \"x\": must have exactly the fields dtype, shape and data_offsets"},
-      {R"({"x":[1]})", 4, "f: tensor \"x\": is a array; must be an object"},
+      {R"({"x":[1]})", 4, "f: tensor \"x\": is an array; must be an object"},
       {R"({"__metadata__":{"a":1}})", 0, "f: __metadata__: must map strings to strings"},
       {R"({"__metadata__":[]})", 0, "f: __metadata__: must map strings to strings"},
       {R"({"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"y":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", 8,
@@ -93,7 +93,7 @@ TEST(SafetensorsHeaderTest, EachFaultIsNamed) {
        "f: tensor \"y\": begins at data offset 8 where 4 is due: there is a hole"},
       {R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 5,
        "f: 1 bytes follow the last tensor; there must be none"},
-      {R"([])", 0, "f: is a JSON array; must be an object"},
+      {R"([])", 0, "f: is an array; must be an object"},
   };
   for (const auto& c : cases) EXPECT_EQ(Error(c.header, c.data_bytes), c.line) << c.header;
 }
@@ -103,8 +103,8 @@ TEST(SafetensorsFileTest, FaultsOfFiles) {
   const auto error = [&](const std::string& bytes) {
     const std::string path = dir.Write("f.safetensors", bytes);
     const std::string message(SafetensorsFile::Open(path).status().message());
-    EXPECT_EQ(message.substr(0, path.size()), path);
-    return message.substr(std::min(path.size(), message.size()));
+    EXPECT_TRUE(message.empty() || message.starts_with(path)) << message;
+    return message.empty() ? message : message.substr(path.size());
   };
   const std::string header = R"({"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})";
   EXPECT_EQ(error(Image(header, "12345678")), "") << "valid";

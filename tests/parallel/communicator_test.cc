@@ -16,15 +16,18 @@
 namespace trireme {
 namespace {
 
-// What `rank` contributes at `i`. Every fourth time the first two ranks cancel at a magnitude where fp32 keeps few bits of
-// the others, so that another order of the sum gives other bits in every element type.
+// What `rank` contributes at `i`. Every fourth time the first two ranks cancel at a magnitude where
+// fp32 keeps few bits of the others, so that another order of the sum gives other bits in every
+// element type.
 float Value(int rank, int64_t i, int salt) {
   if (i % 4 == 1 && rank < 2) return rank == 0 ? 16384.0f : -16384.0f;
-  uint32_t h = static_cast<uint32_t>(i * 2654435761u) ^ static_cast<uint32_t>(rank * 40503 + salt * 977 + 1);
+  uint32_t h =
+      static_cast<uint32_t>(i * 2654435761u) ^ static_cast<uint32_t>(rank * 40503 + salt * 977 + 1);
   h = (h ^ (h >> 15)) * 0x2c1b3c6du;
   h = (h ^ (h >> 12)) * 0x297a2d39u;
   h ^= h >> 15;
-  return std::ldexp(static_cast<float>(h & 0xffff) / 65536.0f - 0.5f, static_cast<int>(h >> 16) % 13 - 4);
+  return std::ldexp(static_cast<float>(h & 0xffff) / 65536.0f - 0.5f,
+                    static_cast<int>(h >> 16) % 13 - 4);
 }
 
 template <typename T>
@@ -48,6 +51,12 @@ T SumOf(int ranks, int64_t i, int salt, bool reversed = false) {
 template <typename T>
 TensorView View(std::vector<T>& values) {
   return TensorView(values.data(), kDTypeOf<T>, Shape{static_cast<int64_t>(values.size())});
+}
+
+template <typename T>
+bool SameBits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
 // Around the sizes where the algorithm changes, for any of the element types; odd; empty; and 1M.
@@ -83,12 +92,15 @@ TYPED_TEST(CommunicatorTest, AllReduceIsTheSumInRankOrderOnEveryRank) {
     comm->AllReduceSum(host.stream, View(data));
     messages->AllReduceSum(host.stream, View(by_messages));
     ASSERT_TRUE(host.stream.Synchronize().ok());
-    EXPECT_EQ(0, std::memcmp(data.data(), by_messages.data(), n * sizeof(T))) << n;
+    EXPECT_TRUE(SameBits(data, by_messages)) << n;
     int64_t wrong = 0, order_matters = 0;
     for (int64_t i = 0; i < n; ++i) {
-      const T want = SumOf<T>(comm->size(), i, salt), reversed = SumOf<T>(comm->size(), i, salt, true);
+      const T want = SumOf<T>(comm->size(), i, salt);
       wrong += std::memcmp(&data[i], &want, sizeof(T)) != 0;
-      order_matters += std::memcmp(&reversed, &want, sizeof(T)) != 0;
+      if (i < 1000) {
+        const T reversed = SumOf<T>(comm->size(), i, salt, /*reversed=*/true);
+        order_matters += std::memcmp(&reversed, &want, sizeof(T)) != 0;
+      }
     }
     EXPECT_EQ(wrong, 0) << "of " << n;
     // Else this test could not see a wrong order. Two summands commute.
@@ -154,7 +166,8 @@ TEST(Communicator, AllGatherOfBytesOfAnyLength) {
   }
 }
 
-// Each rank sends to the next with two buffers: it fills one while the other may still be on its way.
+// Each rank sends to the next with two buffers: it fills one while the other may still be on its
+// way.
 TEST(Communicator, RingWithTwoBuffersInFlight) {
   Host host;
   const auto comm = NewMpiCommunicator(World(), 0);
@@ -180,8 +193,9 @@ TEST(Communicator, RingWithTwoBuffersInFlight) {
   }
 }
 
-// Rank 0's large message needs rank 0 inside MPI to get through, but rank 0 has gone on to a collective in which the
-// receiver joins only later: waiting for a collective must keep messages moving.
+// Rank 0's large message needs rank 0 inside MPI to get through, but rank 0 has gone on to a
+// collective in which the receiver joins only later: waiting for a collective must keep messages
+// moving.
 TEST(Communicator, CollectiveWaitsKeepMessagesMoving) {
   Host host;
   const auto comm = NewMpiCommunicator(World(), 0);
@@ -206,7 +220,8 @@ TEST(Communicator, BytesMovedGrow) {
   const auto comm = NewMpiCommunicator(World(), 0);
   std::vector<float> data(1 << 16);
   comm->AllReduceSum(host.stream, View(data));
-  // A rank must at least send its array's worth less its own piece and get as much; no more than gather-and-sum.
+  // A rank must at least send its array's worth less its own piece and get as much; no more than
+  // gather-and-sum.
   const int64_t bytes = static_cast<int64_t>(data.size()) * 4, others = comm->size() - 1;
   EXPECT_GE(comm->bytes_moved(), 2 * bytes * others / comm->size());
   EXPECT_LE(comm->bytes_moved(), 2 * bytes * others);
@@ -244,6 +259,13 @@ TEST(ProcessGroups, EveryTopologyOfThisManyRanks) {
       if (n % (tp * pp) == 0) CheckGroups(Topology{tp, pp, n / (tp * pp)});
     }
   }
+}
+
+TEST(ProcessGroups, DeviceMemoryIsAnErrorThatNamesTheDevice) {
+  HostDevice device(/*host_memory=*/false);
+  const auto groups = CreateProcessGroups(World(), Topology{World().size(), 1, 1}, device);
+  EXPECT_EQ(groups.status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_NE(groups.status().message().find("device host"), absl::string_view::npos);
 }
 
 TEST(ProcessGroups, SingleRankNeedsNoMpi) {

@@ -77,8 +77,7 @@ TEST(ControlPlane, AgreeGivesEveryRankTheErrorOfTheLowestFailingOne) {
     EXPECT_EQ(agreed, absl::DataLossError(absl::StrCat("shard ", failing, ": short\nread")));
   }
   for (int only = 0; only < world.size(); ++only) {
-    const absl::Status mine =
-        world.rank() == only ? absl::NotFoundError("") : absl::OkStatus();
+    const absl::Status mine = world.rank() == only ? absl::NotFoundError("") : absl::OkStatus();
     EXPECT_EQ(world.Agree(mine), absl::NotFoundError(""));
   }
   // Longer than the first packet.
@@ -89,12 +88,14 @@ TEST(ControlPlane, AgreeGivesEveryRankTheErrorOfTheLowestFailingOne) {
 TEST(ControlPlane, MessagesArriveInOrderPerPeerAndChannel) {
   ControlPlane& world = World();
   constexpr int kMessages = 50;
-  // Everybody, this rank included, gets all messages before anybody receives one: Send must not wait.
+  // Everybody, this rank included, gets all messages before anybody receives one: Send must not
+  // wait.
   for (int i = 0; i < kMessages; ++i) {
     for (int peer = 0; peer < world.size(); ++peer) {
       for (int channel : {0, 5}) {
         const size_t length = kLengths[(i + channel) % 9];
-        world.Send(peer, channel, absl::StrCat(world.rank(), "/", channel, "/", i, Message(length, i)));
+        world.Send(peer, channel,
+                   absl::StrCat(world.rank(), "/", channel, "/", i, Message(length, i)));
       }
     }
   }

@@ -1,4 +1,5 @@
-// fail_on_rank RANK HOW: all ranks but RANK wait in a collective; RANK fails. Run by job_failure_test.cmake.
+// fail_on_rank RANK HOW: all ranks but RANK wait in a collective; RANK fails. Run by
+// job_failure_test.cmake.
 #include <cstdio>
 #include <cstdlib>
 #include <string>

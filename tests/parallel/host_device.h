@@ -1,5 +1,5 @@
-// The least a communicator needs of a device: host memory and a stream that runs inline. Keeps the tests of parallel/
-// independent of any backend's ops.
+// The least a communicator needs of a device: host memory and a stream that runs inline. Keeps the
+// tests of parallel/ independent of any backend's ops.
 #pragma once
 
 #include <cstdlib>

@@ -1,5 +1,5 @@
-// main() of multi-rank tests: starts the MPI session, runs the tests on every rank and makes one verdict of all. Rank 0
-// prints as usual, the others only what failed, with their rank in front.
+// main() of multi-rank tests: starts the MPI session, runs the tests on every rank and makes one
+// verdict of all. Rank 0 prints as usual, the others only what failed, with their rank in front.
 #include <gtest/gtest.h>
 
 #include <cstdio>

@@ -41,13 +41,14 @@ TEST(ResolveTopology, FillsInWhatIsLeftAtZero) {
       {0, 2, 0, 8, 32, 16, {4, 2, 1}}, {0, 1, 2, 8, 32, 16, {4, 1, 2}},
       {2, 0, 0, 8, 32, 3, {2, 2, 2}},  // 4 left, at most 3 stages: 2 is the largest divisor
       {2, 2, 2, 8, 32, 16, {2, 2, 2}}, {1, 1, 0, 5, 32, 16, {1, 1, 5}},
-      {3, 1, 1, 3, 8, 2, {3, 1, 1}},  // given by the user: whether 3 may cut 8 heads is the model's to say
+      {3, 1, 1, 3, 8, 2, {3, 1, 1}},  // given by the user: whether 3 may cut 8 heads is the model's
+                                      // to say
   };
   for (const ResolveCase& c : cases) {
     const auto got = ResolveTopology(c.tp, c.pp, c.dp, c.world, c.heads, c.layers);
     ASSERT_TRUE(got.ok()) << got.status();
-    EXPECT_EQ(*got, c.want) << c.tp << c.pp << c.dp << " of " << c.world << ": " << got->tp_size << "x"
-                            << got->pp_size << "x" << got->dp_size;
+    EXPECT_EQ(*got, c.want) << c.tp << c.pp << c.dp << " of " << c.world << ": " << got->tp_size
+                            << "x" << got->pp_size << "x" << got->dp_size;
   }
 }
 
@@ -112,7 +113,8 @@ TEST(PieceOf, PiecesCoverWithoutOverlapAndDifferByOneUnit) {
           EXPECT_EQ(piece.begin, at);
           EXPECT_TRUE(piece.begin % unit == 0 || piece.begin == n);
           EXPECT_LE(piece.size(), previous);
-          // Only what the end of [0, n) cuts off may make a piece shorter than one unit less than the first.
+          // Only what the end of [0, n) cuts off may make a piece shorter than one unit less than
+          // the first.
           if (piece.end < n) {
             EXPECT_GE(piece.size(), first - unit);
           }
@@ -190,8 +192,7 @@ TEST(SplitLayers, IsAsGoodAsTryingEverySplit) {
 
 TEST(SplitLayers, IsEvenAmongEquallyGoodSplits) {
   // The head dominates: any split of the first five layers has the same worst stage.
-  EXPECT_EQ(SplitLayers({1, 1, 1, 1, 1}, 3, 0, 100),
-            (std::vector<Range>{{0, 2}, {2, 4}, {4, 5}}));
+  EXPECT_EQ(SplitLayers({1, 1, 1, 1, 1}, 3, 0, 100), (std::vector<Range>{{0, 2}, {2, 4}, {4, 5}}));
   EXPECT_EQ(SplitLayers({1, 1, 1, 1, 1}, 1, 3, 3), (std::vector<Range>{{0, 5}}));
 }
 

@@ -1,0 +1,266 @@
+// trireme bench latency | throughput: speed of the real step path, as a share of what this machine
+// can do at best, measured in the same run: read bandwidth for decoding, multiply-add rate for
+// prefill.
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <numeric>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "kernels/cpu/ceilings.h"
+#include "kernels/status.h"
+#include "launch/session.h"
+#include "models/memory_plan.h"
+#include "nlohmann/json.hpp"
+#include "runtime/engine.h"
+#include "runtime/philox.h"
+#include "runtime/wire.h"
+
+namespace trireme {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Json = nlohmann::ordered_json;
+
+double SecondsSince(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+Json Summarise(std::vector<double> samples) {
+  std::sort(samples.begin(), samples.end());
+  const double n = static_cast<double>(samples.size());
+  const double mean = std::accumulate(samples.begin(), samples.end(), 0.0) / n;
+  double variance = 0.0;
+  for (const double x : samples) variance += (x - mean) * (x - mean) / std::max(1.0, n - 1);
+  const auto quantile = [&](double q) {
+    return samples[static_cast<size_t>(std::ceil(q * n)) - 1];
+  };
+  return {{"mean", mean},
+          {"deviation", std::sqrt(variance)},
+          {"p50", quantile(0.5)},
+          {"p99", quantile(0.99)}};
+}
+
+// What one run of the workload took.
+struct Run {
+  double total = 0.0, prefill = 0.0, decode = 0.0;  // seconds
+  EngineStats stats;
+};
+
+class Bench {
+ public:
+  Bench(ControlPlane& control, const BenchFlags& flags, bool latency)
+      : control_(control),
+        flags_(flags),
+        latency_(latency),
+        sequences_(latency ? flags.batch_size : flags.num_prompts) {}
+
+  absl::Status Execute() {
+    ASSIGN_OR_RETURN(const Topology topology, AgreeOnTopology(control_, flags_.model));
+    if (topology.dp_size > 1) return UsageError("bench: replicas do not share work; use --dp 1");
+    ModelFlags model = flags_.model;
+    if (latency_) model.max_num_seqs = sequences_;
+    ASSIGN_OR_RETURN(worker_,
+                     LoadWorker(control_, topology, model,
+                                {.max_sequence_tokens = flags_.input_len + flags_.output_len,
+                                 .sequences = sequences_}));
+    absl::StatusOr<CpuCeilings> ceilings = MeasureCeilings();
+    RETURN_IF_ERROR(control_.Agree(ceilings.status()));
+    const absl::Status status = control_.rank() == worker_->leader() ? Measure() : worker_->Run();
+    RETURN_IF_ERROR(control_.Agree(status));
+    if (control_.rank() != 0) return control_.Agree(absl::OkStatus());
+    const absl::Status reported = Report(*ceilings);
+    const absl::Status agreed = control_.Agree(reported);
+    return reported.ok() ? agreed : reported;
+  }
+
+ private:
+  // All ranks measure at the same time, since they share the machine; the sum is what they can do
+  // together.
+  absl::StatusOr<CpuCeilings> MeasureCeilings() {
+    control_.Barrier();
+    absl::StatusOr<CpuCeilings> mine = MeasureCpuCeilings(worker_->stream());
+    ByteWriter out;
+    out.Put(mine.ok() ? *mine : CpuCeilings{});
+    CpuCeilings sum;
+    for (const std::string& bytes : control_.AllGather(out.Take())) {
+      ByteReader in(bytes);
+      const CpuCeilings rank = in.Get<CpuCeilings>();
+      sum.read_bytes_per_s += rank.read_bytes_per_s;
+      sum.matmul_flops_f32 += rank.matmul_flops_f32;
+      sum.matmul_flops_bf16 += rank.matmul_flops_bf16;
+    }
+    if (!mine.ok()) return mine.status();
+    return sum;
+  }
+
+  absl::Status Measure() {
+    Engine engine(*worker_, nullptr);
+    for (int i = 0; i < flags_.warmup + flags_.iterations; ++i) {
+      ASSIGN_OR_RETURN(const Run run, RunOnce(engine, i));
+      if (i >= flags_.warmup) runs_.push_back(run);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<Run> RunOnce(Engine& engine, int iteration) {
+    const EngineStats before = engine.stats();
+    const Clock::time_point begin = Clock::now();
+    for (int64_t s = 0; s < sequences_; ++s) {
+      Request request;
+      request.id = static_cast<uint64_t>(iteration * sequences_ + s);
+      request.max_tokens = flags_.output_len;
+      for (int64_t t = 0; t < flags_.input_len; ++t) {
+        const uint32_t bits =
+            Philox4x32({static_cast<uint32_t>(t), static_cast<uint32_t>(s), 0, 0}, {1, 0})[0];
+        request.prompt.push_back(static_cast<TokenId>(bits % worker_->config().vocab_size));
+      }
+      RETURN_IF_ERROR(engine.Submit(std::move(request), [](const TokenOutput&) {}));
+    }
+    while (engine.Step()) {
+    }
+    const EngineStats& after = engine.stats();
+    Run run;
+    run.total = SecondsSince(begin);
+    run.prefill = after.prefill_seconds - before.prefill_seconds;
+    run.decode = after.decode_seconds - before.decode_seconds;
+    run.stats.steps = after.steps - before.steps;
+    run.stats.prefill_tokens = after.prefill_tokens - before.prefill_tokens;
+    run.stats.decode_tokens = after.decode_tokens - before.decode_tokens;
+    run.stats.host_seconds = after.host_seconds - before.host_seconds;
+    return run;
+  }
+
+  // Bytes a decode step must read: all weights of the model but the embedding rows it does not
+  // touch, and the cache.
+  double DecodeBytes() const {
+    const ModelConfig& config = worker_->config();
+    const double size = static_cast<double>(SizeOf(worker_->dtype()));
+    double parameters = static_cast<double>(TotalParameters(config));
+    if (!config.tied_head)
+      parameters -= static_cast<double>(config.vocab_size * config.hidden_size);
+    const double context = flags_.input_len + flags_.output_len / 2.0;
+    const double kv =
+        2.0 * config.num_layers * config.num_kv_heads * config.head_dim * context * sequences_;
+    return (parameters + kv) * size;
+  }
+  // Multiply-adds of a prefill: two FLOPs a parameter of the layers and token; causal attention on
+  // top.
+  double PrefillFlops() const {
+    const ModelConfig& config = worker_->config();
+    const double embeddings =
+        static_cast<double>(config.vocab_size * config.hidden_size) * (config.tied_head ? 1 : 2);
+    const double layers = static_cast<double>(TotalParameters(config)) - embeddings;
+    const double tokens = static_cast<double>(flags_.input_len);
+    const double attention =
+        2.0 * config.num_layers * config.num_heads * config.head_dim * tokens * tokens;
+    const double head = 2.0 * config.vocab_size * config.hidden_size;  // the last token's logits
+    return static_cast<double>(sequences_) * (2.0 * layers * tokens + attention + head);
+  }
+
+  absl::Status Report(const CpuCeilings& ceilings) {
+    std::vector<double> total, prefill, decode_step, host_step;
+    double prefill_tokens = 0, decode_tokens = 0, prefill_seconds = 0, decode_seconds = 0,
+           all_tokens = 0, all_seconds = 0;
+    for (const Run& run : runs_) {
+      total.push_back(run.total * 1e3);
+      prefill.push_back(run.prefill * 1e3);
+      const double steps = std::max<double>(1.0, static_cast<double>(flags_.output_len - 1));
+      decode_step.push_back(run.decode * 1e3 / steps);
+      host_step.push_back(run.stats.host_seconds * 1e6 / std::max<int64_t>(1, run.stats.steps));
+      prefill_tokens += run.stats.prefill_tokens, prefill_seconds += run.prefill;
+      decode_tokens += run.stats.decode_tokens, decode_seconds += run.decode;
+      all_tokens += run.stats.prefill_tokens + run.stats.decode_tokens + sequences_,
+          all_seconds += run.total;
+    }
+    const auto rate = [](double amount, double seconds) {
+      return seconds > 0 ? amount / seconds : 0.0;
+    };
+    const double matmul =
+        worker_->dtype() == DType::kBF16 ? ceilings.matmul_flops_bf16 : ceilings.matmul_flops_f32;
+    const Topology& topology = worker_->groups().topology;
+    Json out{{"bench", latency_ ? "latency" : "throughput"},
+             {"model", flags_.model.model_dir},
+             {"dtype", Name(worker_->dtype())},
+             {"tp", topology.tp_size},
+             {"pp", topology.pp_size},
+             {"threads", worker_->stream().device().spec().threads},
+             {"sequences", sequences_},
+             {"input_len", flags_.input_len},
+             {"output_len", flags_.output_len}};
+    out["total_ms"] = Summarise(total);
+    out["prefill_ms"] = Summarise(prefill);
+    if (latency_ && flags_.output_len > 1) out["decode_step_ms"] = Summarise(decode_step);
+    out["host_us_per_step"] = Summarise(host_step);
+    out["prefill_tokens_per_s"] = rate(prefill_tokens, prefill_seconds);
+    out["decode_tokens_per_s"] = rate(decode_tokens, decode_seconds);
+    out["tokens_per_s"] = rate(all_tokens, all_seconds);
+    out["read_bytes_per_s"] = ceilings.read_bytes_per_s;
+    out["matmul_flops"] = matmul;
+    out["prefill_share_of_matmul"] =
+        rate(PrefillFlops() * static_cast<double>(runs_.size()), prefill_seconds) / matmul;
+    if (latency_ && flags_.output_len > 1) {
+      const double step = out["decode_step_ms"]["mean"].get<double>() / 1e3;
+      out["decode_share_of_read_bandwidth"] = DecodeBytes() / step / ceilings.read_bytes_per_s;
+    }
+    RETURN_IF_ERROR(WriteOut(out.dump(2) + "\n"));
+    if (!flags_.save.empty()) {
+      std::ofstream file(flags_.save);
+      file << out.dump(2) << "\n";
+      if (!file.flush())
+        return absl::UnavailableError(absl::StrCat("--save ", flags_.save, ": cannot be written"));
+    }
+    return flags_.compare.empty() ? absl::OkStatus() : Compare(out);
+  }
+
+  // Rates may fall and times may rise by the tolerance.
+  absl::Status Compare(const Json& now) {
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(flags_.compare));
+    const Json before = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+    if (!before.is_object())
+      return absl::InvalidArgumentError(
+          absl::StrCat("--compare ", flags_.compare, ": not a saved bench result"));
+    for (const char* key :
+         {"bench", "dtype", "tp", "pp", "threads", "sequences", "input_len", "output_len"}) {
+      if (!before.contains(key) || before[key] != now[key]) {
+        return absl::InvalidArgumentError(absl::StrCat("--compare ", flags_.compare, ": its \"",
+                                                       key,
+                                                       "\" is not this run's; compare equal runs"));
+      }
+    }
+    std::string worse;
+    for (const char* key : {"prefill_tokens_per_s", "decode_tokens_per_s", "tokens_per_s"}) {
+      const double was = before.value(key, 0.0), is = now[key].get<double>();
+      std::fprintf(stderr, "%-24s %12.2f -> %12.2f (%+.1f%%)\n", key, was, is,
+                   was > 0 ? 100.0 * (is / was - 1.0) : 0.0);
+      if (is < was * (1.0 - flags_.tolerance))
+        absl::StrAppend(&worse, worse.empty() ? "" : ", ", key);
+    }
+    return worse.empty() ? absl::OkStatus()
+                         : absl::FailedPreconditionError(
+                               absl::StrCat("slower than ", flags_.compare, ": ", worse));
+  }
+
+  ControlPlane& control_;
+  const BenchFlags& flags_;
+  const bool latency_;
+  const int64_t sequences_;
+  std::unique_ptr<Worker> worker_;
+  std::vector<Run> runs_;
+};
+
+}  // namespace
+
+absl::Status RunBenchLatency(ControlPlane& control, const BenchFlags& flags) {
+  return Bench(control, flags, true).Execute();
+}
+absl::Status RunBenchThroughput(ControlPlane& control, const BenchFlags& flags) {
+  return Bench(control, flags, false).Execute();
+}
+
+}  // namespace trireme

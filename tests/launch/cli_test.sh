@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# The command line as a user sees it: what it prints, its exit status, and one clear line for every bad input.
+# Usage: cli_test.sh TRIREME MPIEXEC MODELS_DIR    (MODELS_DIR holds stories260K)
+set -u
+trireme=$1 mpiexec=$2 model=$3/stories260K
+work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
+passed=0 failed=0
+
+fail() { printf 'FAILED: %s\n' "$*"; failed=$((failed + 1)); }
+# expect STATUS 'extended regex of the last stderr line' COMMAND...: also checks that stderr is a single line on failure.
+expect() {
+  local status=$1 pattern=$2; shift 2
+  timeout 60 "$@" >"$work/out" 2>"$work/err"; local got=$?
+  local lines; lines=$(grep -c '^trireme:' "$work/err")
+  if [ "$got" != "$status" ]; then fail "$* : exit status $got, not $status: $(head -c 400 "$work/err")"; return; fi
+  if ! grep -qE "$pattern" "$work/err" && ! grep -qE "$pattern" "$work/out"; then fail "$* : no '$pattern' in: $(head -c 400 "$work/err")"; return; fi
+  if [ "$status" != 0 ] && [ "$lines" != 1 ]; then fail "$* : $lines lines of our own, not one"; return; fi
+  passed=$((passed + 1))
+}
+run() { "$mpiexec" -np "$@"; }
+
+expect 0 '^trireme [0-9]' "$trireme" --version
+expect 0 'generate' "$trireme" --help
+expect 0 'temperature' "$trireme" generate --help
+expect 0 'little girl named Lily|little' "$trireme" generate "$model" --prompt "Once upon a time" --max-tokens 40
+expect 0 'first token' "$trireme" generate "$model" --prompt "Once upon a time" --max-tokens 4
+expect 0 '"token_ids"' "$trireme" generate "$model" --prompt "Once upon a time" --max-tokens 4 --json --logprobs 2
+expect 0 '"index":1' "$trireme" generate "$model" --prompt "Once" --prompt "Tom" --max-tokens 4 --json
+expect 0 '^[0-9]+,[0-9]+' "$trireme" generate "$model" --prompt-ids 1,403 --max-tokens 4 --json
+expect 0 'LlamaForCausalLM' "$trireme" inspect "$model" --tp 2 --pp 2
+for layout in "1 1 1" "2 2 1" "4 2 2" "4 1 4" "4 4 1" "2 1 1"; do
+  set -- $layout
+  expect 0 'upon|there|was' run "$1" "$trireme" generate "$model" --tp "$2" --pp "$3" --prompt "Once upon a time" --max-tokens 20
+done
+
+# The published story, in one process and under TP 2 x PP 2.
+story=$(python3 - "$model" <<'P' 2>/dev/null
+import json, sys
+story = json.load(open(sys.argv[1] + "/golden/greedy.json"))["upstream_story"]
+print(",".join(map(str, story["new_ids"])), "|", ",".join(map(str, story["prompt_ids"])))
+P
+)
+if [ -n "$story" ]; then
+  ids=${story% |*} prompt=${story#*| }
+  for layout in "1 1 1" "4 2 2"; do
+    set -- $layout
+    run "$1" "$trireme" generate "$model" --tp "$2" --pp "$3" --prompt-ids "$prompt" --max-tokens 255 --ignore-eos --json >"$work/story" 2>/dev/null
+    got=$(python3 -c 'import json,sys; print(",".join(map(str, json.loads(open(sys.argv[1]).readline())["token_ids"])))' "$work/story")
+    case "$ids," in "$got,"*) passed=$((passed + 1)) ;; *) fail "the published story under tp $2 pp $3" ;; esac
+  done
+else
+  printf 'skipped: the published story (python3 is missing)\n'
+fi
+
+# eval
+python3 -c 'import json,sys; print(",".join(map(str, json.load(open(sys.argv[1]))["token_ids"])))' "$model/golden/perplexity.json" >"$work/ids" 2>/dev/null
+if [ -s "$work/ids" ]; then
+  expect 0 'nll 1\.53918[89]|nll 1\.539190' "$trireme" eval "$model" --ids "$work/ids"
+  expect 0 'nll 1\.53918[89]|nll 1\.539190' run 4 "$trireme" eval "$model" --ids "$work/ids" --tp 2 --pp 2 --logits-out "$work/logits.safetensors"
+  [ -s "$work/logits.safetensors" ] || fail "no logits written"
+  expect 1 'nowhere/x' "$trireme" eval "$model" --ids "$work/ids" --logits-out "$work/nowhere/x"
+fi
+
+# Bad input.
+expect 2 'frobnicate' "$trireme" generate "$model" --frobnicate
+expect 2 'subcommand' "$trireme"
+expect 2 'give --prompt' "$trireme" generate "$model"
+expect 1 'nothere/config.json' "$trireme" generate "$work/nothere" --prompt x
+expect 2 '(tp|world)' run 3 "$trireme" generate "$model" --tp 2 --pp 2 --prompt x
+expect 2 'tp' run 3 "$trireme" generate "$model" --tp 3 --prompt x
+expect 2 'temperature' "$trireme" generate "$model" --prompt x --temperature -1
+expect 2 'top-p' "$trireme" generate "$model" --prompt x --top-p 0
+expect 2 'dtype' "$trireme" generate "$model" --prompt x --dtype int3
+expect 1 'device' "$trireme" generate "$model" --prompt x --device tpu
+expect 1 'vocabulary' "$trireme" generate "$model" --prompt-ids 1,512
+expect 1 'not a token id' "$trireme" generate "$model" --prompt-ids 1,x
+expect 1 'UTF-8' "$trireme" generate "$model" --prompt "$(printf 'a\xff')"
+expect 1 '512' "$trireme" generate "$model" --prompt-ids "$(seq -s, 1 511 | sed 's/^/1,/')"
+expect 1 'prompts.txt' "$trireme" generate "$model" --prompts "$work/prompts.txt"
+printf '{"prompt": "a", "temprature": 1}\n' >"$work/p.jsonl"
+expect 1 'p.jsonl:1.*temprature' "$trireme" generate "$model" --prompts "$work/p.jsonl"
+expect 1 'standard output' bash -c "'$trireme' generate '$model' --prompt x --max-tokens 5 >/dev/full"
+
+# Broken checkpoints; every rank stops with the same one line.
+broken() { rm -rf "$work/m"; mkdir "$work/m"; cp "$model"/config.json "$model"/tokenizer.json "$model"/model.safetensors "$work/m"; }
+broken; head -c 500000 "$model/model.safetensors" >"$work/m/model.safetensors"
+expect 1 'model.safetensors' run 4 "$trireme" generate "$work/m" --prompt x
+broken; rm "$work/m/model.safetensors"
+expect 1 'model.safetensors' run 2 "$trireme" generate "$work/m" --prompt x
+broken; sed -i 's/"hidden_size": 64/"hidden_size": 72/' "$work/m/config.json"
+expect 1 'shape|head_dim|hidden' run 2 "$trireme" generate "$work/m" --prompt x
+broken; sed -i 's/LlamaForCausalLM/GPT2LMHeadModel/' "$work/m/config.json"
+expect 1 'GPT2LMHeadModel' "$trireme" generate "$work/m" --prompt x
+broken; rm "$work/m/tokenizer.json"
+expect 1 'prompt-ids' "$trireme" generate "$work/m" --prompt x
+expect 0 '^[0-9]+,' "$trireme" generate "$work/m" --prompt-ids 1 --max-tokens 4
+broken; echo '{' >"$work/m/tokenizer.json"
+expect 1 'tokenizer.json' "$trireme" generate "$work/m" --prompt x
+
+# make-checkpoint refuses a folder that holds something, and names the models it knows.
+expect 2 'llama-3.2-1b|like' "$trireme" make-checkpoint --like nonsense "$work/new" || true
+expect 1 'empty|not empty|holds' "$trireme" make-checkpoint --like qwen2.5-0.5b --layers 1 "$work/m"
+
+# Ctrl-C.
+"$trireme" generate "$model" --prompt x --max-tokens 500 --ignore-eos --max-num-batched-tokens 1 >/dev/null 2>"$work/err" & pid=$!
+sleep 0.05; kill -INT $pid 2>/dev/null; wait $pid; status=$?
+[ $status = 130 ] || [ $status = 0 ] || fail "interrupt: exit status $status"
+
+printf '%d passed, %d failed\n' "$passed" "$failed"
+[ "$failed" = 0 ]

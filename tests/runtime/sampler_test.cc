@@ -1,0 +1,176 @@
+// The sampler against its definition: naive filters over the whole vocabulary in double, drawn
+// frequencies against the softmax, and the same choice however the vocabulary is cut over ranks
+// (run with 1, 2 and 4).
+
+#include "runtime/sampler.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "parallel/process_groups.h"
+#include "runtime/philox.h"
+#include "tests/parallel/world.h"
+#include "tests/testing.h"
+
+namespace trireme {
+namespace {
+
+std::vector<float> MakeLogits(int64_t vocabulary, uint64_t seed, double scale) {
+  std::vector<float> out(vocabulary);
+  for (int64_t i = 0; i < vocabulary; ++i)
+    out[i] = static_cast<float>(scale * RandomValue(seed, i));
+  return out;
+}
+
+// The definition, naively: all tokens sorted, filters in order, the best of score / temperature +
+// noise.
+TokenId Naive(std::vector<float> x, const SamplingParams& p, const std::vector<TokenId>& tokens,
+              int64_t prompt_tokens) {
+  for (int32_t id = 0; id < static_cast<int32_t>(x.size()); ++id) {
+    if (std::count(tokens.begin(), tokens.end(), id) == 0) continue;
+    x[id] = x[id] > 0 ? x[id] / p.repetition_penalty : x[id] * p.repetition_penalty;
+    const auto count = std::count(tokens.begin() + prompt_tokens, tokens.end(), id);
+    if (count > 0) x[id] -= p.presence_penalty + p.frequency_penalty * static_cast<float>(count);
+  }
+  std::vector<int32_t> ids(x.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  std::stable_sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) { return x[a] > x[b]; });
+  if (p.temperature == 0.0f) return ids[0];
+  const auto mass = [&](int32_t id) {
+    return std::exp((static_cast<double>(x[id]) - x[ids[0]]) / p.temperature);
+  };
+  if (p.top_k > 0) ids.resize(std::min<size_t>(ids.size(), p.top_k));
+  double total = 0, cumulative = 0;
+  for (const int32_t id : ids) total += mass(id);
+  if (p.top_p < 1.0f) {
+    size_t keep = 0;
+    while (keep < ids.size() && cumulative < p.top_p * total) cumulative += mass(ids[keep++]);
+    ids.resize(keep);
+  }
+  while (ids.size() > 1 && mass(ids.back()) < p.min_p) ids.pop_back();
+  TokenId best = -1;
+  double best_key = -1e300;
+  for (const int32_t id : ids) {
+    const double key =
+        static_cast<double>(x[id]) * (1.0 / p.temperature) + GumbelNoise(p.seed, tokens.size(), id);
+    if (key > best_key || (key == best_key && id < best)) best = id, best_key = key;
+  }
+  return best;
+}
+
+class SamplerTest : public ::testing::Test {
+ protected:
+  SamplerTest()
+      : groups_(CreateProcessGroups(World(), {World().size(), 1, 1}, device_.device()).value()) {}
+  std::vector<SampledToken> Sample(const std::vector<std::vector<float>>& logits,
+                                   const std::vector<SampleRow>& rows) {
+    const Range mine =
+        PieceOf(static_cast<int64_t>(logits[0].size()), World().size(), World().rank());
+    std::vector<float> shard;
+    for (const auto& row : logits)
+      shard.insert(shard.end(), row.begin() + mine.begin, row.begin() + mine.end);
+    Sampler sampler(groups_.tp.get(), mine);
+    return sampler.Sample(
+        device_.stream(),
+        TensorView(shard.data(), DType::kF32, {static_cast<int64_t>(rows.size()), mine.size()}),
+        rows);
+  }
+  TestDevice device_;
+  ProcessGroups groups_;
+};
+
+TEST_F(SamplerTest, EqualsTheDefinitionUnderAllFilters) {
+  const std::vector<TokenId> history = {3, 5, 5, 7, 11, 11, 11, 200};
+  for (const int64_t vocabulary : {13, 515, 4096}) {
+    for (const double scale : {0.01, 1.0, 12.0}) {
+      std::vector<std::vector<float>> logits;
+      std::vector<SamplingParams> params;
+      for (int way = 0; way < 48; ++way) {
+        SamplingParams p;
+        p.temperature = way % 6 == 0 ? 0.0f : 0.3f * static_cast<float>(way % 6);
+        p.top_k = way % 4 == 1 ? 5 : way % 4 == 2 ? 100 : 0;
+        p.top_p = way % 3 == 1 ? 0.7f : way % 3 == 2 ? 0.999f : 1.0f;
+        p.min_p = way % 5 == 3 ? 0.2f : 0.0f;
+        if (way % 2 == 1)
+          p.repetition_penalty = 1.3f, p.presence_penalty = 0.4f, p.frequency_penalty = 0.25f;
+        p.seed = 77 + way;
+        p.logprobs = way % 7 == 0 ? 3 : -1;
+        params.push_back(p);
+        logits.push_back(MakeLogits(vocabulary, 1000 + way, scale));
+      }
+      std::vector<SampleRow> rows;
+      for (const SamplingParams& p : params) rows.push_back({&p, history, 3});
+      const std::vector<SampledToken> got = Sample(logits, rows);
+      for (size_t i = 0; i < rows.size(); ++i) {
+        EXPECT_EQ(got[i].token, Naive(logits[i], params[i], history, 3))
+            << "way " << i << " vocabulary " << vocabulary << " scale " << scale;
+      }
+    }
+  }
+}
+
+TEST_F(SamplerTest, LogProbabilitiesAreTheModelsOwn) {
+  const std::vector<float> logits = MakeLogits(515, 5, 4.0);
+  SamplingParams p;
+  p.logprobs = 4;
+  p.repetition_penalty = 5.0f;
+  const TokenId best =
+      static_cast<TokenId>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  const std::vector<TokenId> history = {best};
+  const SampledToken got = Sample({logits}, {{&p, history, 1}})[0];
+  double sum = 0;
+  for (const float x : logits) sum += std::exp(static_cast<double>(x));
+  EXPECT_NE(got.token, best) << "the penalty must have moved the choice";
+  EXPECT_NEAR(got.logprob, logits[got.token] - std::log(sum), 1e-5);
+  ASSERT_EQ(got.top.size(), 4u);
+  EXPECT_EQ(got.top[0].first, best);
+  EXPECT_NEAR(got.top[0].second, logits[best] - std::log(sum), 1e-5);
+  EXPECT_GE(got.top[2].second, got.top[3].second);
+}
+
+TEST_F(SamplerTest, SmallerIdWinsATie) {
+  SamplingParams p;
+  EXPECT_EQ(Sample({std::vector<float>(40, 1.5f)}, {{&p, {}, 0}})[0].token, 0);
+}
+
+// 20,000 draws of 8 tokens: each frequency within 5 standard deviations of its probability.
+TEST_F(SamplerTest, DrawsFollowTheSoftmax) {
+  const std::vector<float> logits = {0.0f, 1.0f, -1.0f, 2.0f, 0.5f, -3.0f, 1.5f, 0.2f};
+  const double temperature = 0.8;
+  double total = 0;
+  for (const float x : logits) total += std::exp(x / temperature);
+  std::vector<int> count(8);
+  constexpr int kDraws = 20000, kBatch = 500;
+  std::vector<SamplingParams> params(kBatch);
+  for (int begin = 0; begin < kDraws; begin += kBatch) {
+    std::vector<SampleRow> rows;
+    for (int i = 0; i < kBatch; ++i) {
+      params[i].temperature = static_cast<float>(temperature);
+      params[i].seed = static_cast<uint64_t>(begin + i);
+      rows.push_back({&params[i], {}, 0});
+    }
+    for (const SampledToken& got : Sample(std::vector<std::vector<float>>(kBatch, logits), rows))
+      ++count[got.token];
+  }
+  for (int i = 0; i < 8; ++i) {
+    const double probability = std::exp(logits[i] / temperature) / total;
+    EXPECT_NEAR(count[i], kDraws * probability,
+                5 * std::sqrt(kDraws * probability * (1 - probability)))
+        << "token " << i;
+  }
+}
+
+// Known answers of Philox4x32-10 from the authors' Random123 distribution (kat_vectors).
+TEST(PhiloxTest, KnownAnswers) {
+  EXPECT_EQ(Philox4x32({0, 0, 0, 0}, {0, 0}),
+            (std::array<uint32_t, 4>{0x6627e8d5u, 0xe169c58du, 0xbc57ac4cu, 0x9b00dbd8u}));
+  EXPECT_EQ(
+      Philox4x32({0xffffffffu, 0xffffffffu, 0xffffffffu, 0xffffffffu}, {0xffffffffu, 0xffffffffu}),
+      (std::array<uint32_t, 4>{0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu}));
+}
+
+}  // namespace
+}  // namespace trireme

@@ -1,0 +1,94 @@
+// What tests share: random tensors that are the same everywhere, tolerances with their arithmetic, the devices to run
+// on, golden files and scratch directories.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/device.h"
+#include "kernels/ops.h"
+
+namespace trireme {
+
+// Value i of stream `seed`, uniform in [-1, 1): a hash of (seed, i), so the order of drawing never matters.
+double RandomValue(uint64_t seed, uint64_t i);
+
+// A device under test and its stream.
+class TestDevice {
+ public:
+  explicit TestDevice(int threads = 1);
+  Stream& stream() const { return *stream_; }
+  Device& device() const { return *device_; }
+
+  Tensor Zeros(DType dtype, Shape shape) const;
+  // Uniform in [-scale, scale), rounded to dtype.
+  Tensor Random(DType dtype, Shape shape, uint64_t seed, double scale = 1.0) const;
+  Tensor From(const std::vector<int32_t>& values) const;  // [n] i32
+  Tensor From(const std::vector<int64_t>& values) const;  // [n] i64
+
+ private:
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<Stream> stream_;
+};
+
+// A way to run the ops: threads and, on the CPU, which instruction set's loops.
+struct DeviceCase {
+  int threads = 1;
+  int isa = 0;
+  std::string name;
+};
+// All instruction sets of this processor with two threads, and the best one with one.
+std::vector<DeviceCase> DeviceCases();
+
+// Every (device case, activation dtype). The fixture opens the device and selects the instruction set.
+struct KernelCase {
+  DeviceCase device;
+  DType dtype = DType::kF32;
+};
+std::vector<KernelCase> KernelCases();
+std::string CaseName(const ::testing::TestParamInfo<KernelCase>& info);
+class KernelTest : public ::testing::TestWithParam<KernelCase> {
+ protected:
+  KernelTest();
+  ~KernelTest() override;
+  DType dtype() const { return GetParam().dtype; }
+  Stream& stream() { return device_.stream(); }
+  TestDevice device_;
+};
+
+// Row-major copy of a float view of any rank.
+std::vector<double> ToDoubles(ConstTensorView view);
+void FillRandom(TensorView view, uint64_t seed, double scale = 1.0);
+void Fill(TensorView view, double value);
+
+// What one rounding to `dtype` may cost, relative: half the distance between neighbours.
+double UnitRoundoff(DType dtype);
+
+// |actual - expected| <= u(dtype of actual) |expected| + terms * 2^-24 * magnitude: one rounding of the result and an fp32
+// sum of `terms` products of that magnitude. For random signs the error of such a sum grows with the square root of
+// terms; the bound is linear, as if every product's rounding went the same way.
+void ExpectClose(ConstTensorView actual, const std::vector<double>& expected, int64_t terms, double magnitude);
+void ExpectSameBits(ConstTensorView actual, ConstTensorView expected);
+
+// Directory of a golden model: examples/models, tests/golden, or shared/models beside the repository. Fails the test
+// when it is nowhere.
+std::string GoldenModel(const std::string& name);
+
+// A directory that lives as long as the object.
+class ScratchDir {
+ public:
+  ScratchDir();
+  ~ScratchDir();
+  ScratchDir(const ScratchDir&) = delete;
+  ScratchDir& operator=(const ScratchDir&) = delete;
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+}  // namespace trireme
