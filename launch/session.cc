@@ -51,6 +51,15 @@ std::function<void(int64_t)> ProgressLine(const ControlPlane& control, int64_t e
   };
 }
 
+absl::StatusOr<Topology> ChooseTopology(const ControlPlane& control, const ModelFlags& flags) {
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(flags.model_dir));
+  const absl::StatusOr<Topology> topology =
+      ResolveTopology(flags.tp, flags.pp, flags.dp, control.size(), config.num_heads, config.num_layers);
+  const absl::Status fits = topology.ok() ? CheckTensorParallel(config, *topology) : topology.status();
+  if (!fits.ok()) return UsageError(std::string(fits.message()));
+  return topology;
+}
+
 }  // namespace
 
 absl::Status UsageError(const std::string& message) {
@@ -102,30 +111,13 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
 
 absl::StatusOr<Topology> AgreeOnTopology(ControlPlane& control, const ModelFlags& flags) {
   absl::StatusOr<Topology> topology = Topology{};
-  bool usage = false;
-  if (control.rank() == 0) {
-    absl::StatusOr<ModelConfig> config = LoadModelConfig(flags.model_dir);
-    if (!config.ok()) {
-      topology = config.status();
-    } else {
-      topology = ResolveTopology(flags.tp, flags.pp, flags.dp, control.size(), config->num_heads,
-                                 config->num_layers);
-      absl::Status fits =
-          topology.ok() ? CheckTensorParallel(*config, *topology) : topology.status();
-      if (!fits.ok()) topology = fits;
-      usage = !fits.ok();
-    }
-  }
-  absl::Status agreed = control.Agree(topology.status());
+  if (control.rank() == 0) topology = ChooseTopology(control, flags);
+  RETURN_IF_ERROR(control.Agree(topology.status()));
   ByteWriter out;
-  out.Put(usage);
-  out.Put(topology.ok() ? *topology : Topology{});
+  out.Put(*topology);
   std::string bytes = out.Take();
   control.Broadcast(&bytes);
-  ByteReader in(bytes);
-  usage = in.Get<bool>();
-  if (!agreed.ok()) return usage ? UsageError(std::string(agreed.message())) : agreed;
-  return in.Get<Topology>();
+  return ByteReader(bytes).Get<Topology>();
 }
 
 absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(ControlPlane& control, const Topology& topology,

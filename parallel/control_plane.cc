@@ -13,6 +13,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "parallel/mpi_check.h"
@@ -51,6 +52,39 @@ class Backoff {
  private:
   int polls_ = 0;
 };
+
+// "CODE LENGTH MESSAGE" and then "LENGTH URL LENGTH VALUE" for every payload.
+std::string PackStatus(const absl::Status& status) {
+  std::string packed = absl::StrCat(status.raw_code(), " ", status.message().size(), " ", status.message());
+  status.ForEachPayload([&](absl::string_view url, const absl::Cord& value) {
+    absl::StrAppend(&packed, url.size(), " ", url, value.size(), " ", std::string(value));
+  });
+  return packed;
+}
+
+absl::Status UnpackStatus(const std::string& packed) {
+  const char* next = packed.c_str();
+  const char* const end = next + packed.size();
+  const auto number = [&next] {
+    char* after = nullptr;
+    const long value = std::strtol(next, &after, 10);
+    next = after + 1;  // past the space
+    return value;
+  };
+  const auto text = [&next, &number] {
+    const long length = number();
+    std::string value(next, length);
+    next += length;
+    return value;
+  };
+  const auto code = static_cast<absl::StatusCode>(number());
+  absl::Status status(code, text());
+  while (next < end) {
+    const std::string url = text();
+    status.SetPayload(url, absl::Cord(text()));
+  }
+  return status;
+}
 
 }  // namespace
 
@@ -218,13 +252,9 @@ absl::Status ControlPlane::Agree(const absl::Status& status) {
   MPI_CHECK(MPI_Allreduce(MPI_IN_PLACE, &failing, 1, MPI_INT, MPI_MIN, impl_->collectives));
   if (failing == size_) return absl::OkStatus();
   std::string packed;
-  if (rank_ == failing) {
-    packed = absl::StrCat(status.raw_code(), " ", status.message());
-  }
+  if (rank_ == failing) packed = PackStatus(status);
   Broadcast(&packed, failing);
-  char* message = nullptr;
-  const auto code = static_cast<absl::StatusCode>(std::strtol(packed.c_str(), &message, 10));
-  return absl::Status(code, packed.substr(message + 1 - packed.c_str()));
+  return UnpackStatus(packed);
 }
 
 void ControlPlane::Send(int peer, int channel, std::string bytes) {

@@ -38,7 +38,7 @@ class ControlPlane {
   // Everybody gets everybody's bytes, by rank.
   std::vector<std::string> AllGather(const std::string& bytes);
   void Barrier();
-  // All ranks get the same status: OK when all are, else the one of the lowest failing rank. How an
+  // All ranks get the same status: OK when all are, else the one of the lowest failing rank, payloads included. How an
   // error that one rank found during load stops all of them.
   absl::Status Agree(const absl::Status& status);
 
@@ -56,7 +56,6 @@ class ControlPlane {
  private:
   ControlPlane();
   struct Impl;  // keeps mpi.h out of this header
-  friend class MpiAccess;
   std::unique_ptr<Impl> impl_;
   int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1;
   std::string host_;

@@ -20,7 +20,27 @@ typedef uint16_t U16 __attribute__((vector_size(32)));
 TRIREME_INLINE int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 TRIREME_INLINE int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
 TRIREME_INLINE F32 Splat(float x) { return F32{} + x; }
-TRIREME_INLINE F32 MulAdd(F32 a, F32 b, F32 c) { return a * b + c; }  // -ffp-contract=fast fuses it
+
+// a * b + c, rounded once where the instruction set can. Explicit, because a compiler that fuses as it sees fit does so
+// differently in each inlined copy, and two ops that share a loop would differ in the last bit.
+TRIREME_INLINE F32 MulAdd(F32 a, F32 b, F32 c) {
+#if defined(__AVX512F__)
+  return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  __m256 x[2], y[2], z[2];
+  __builtin_memcpy(x, &a, sizeof(a));
+  __builtin_memcpy(y, &b, sizeof(b));
+  __builtin_memcpy(z, &c, sizeof(c));
+  for (int i = 0; i < 2; ++i) z[i] = _mm256_fmadd_ps(x[i], y[i], z[i]);
+  __builtin_memcpy(&c, z, sizeof(c));
+  return c;
+#elif defined(__aarch64__)
+  for (int i = 0; i < kLanes; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+#else
+  return a * b + c;
+#endif
+}
 TRIREME_INLINE F32 Lanes() { return F32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 
 // Row i of a view, without instantiating the view's own members for this instruction set.
