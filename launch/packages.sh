@@ -12,7 +12,7 @@ TRIREME_PACKAGES=(
   "ccache: rebuilds without recompiling"
   "openmpi-bin: mpirun"
   "libopenmpi-dev: messages between ranks"
-  "libdnnl-dev: oneDNN, matrix multiplication on the CPU"
+  "libdnnl-dev: oneDNN, what the matmul bench compares with"
   "libabsl-dev: Abseil, status and containers"
   "nlohmann-json3-dev: JSON"
   "libcli11-dev: command line"

@@ -10,21 +10,21 @@ inline constexpr float kMasked = -1e30f;  // finite, so that differences never a
 // Lane j of row i becomes lane i of row j.
 TRIREME_INLINE void Transpose(F32 (&rows)[kLanes]) {
 #if defined(__AVX512F__)
-#pragma GCC unroll 4
-  for (int width = 8; width > 0; width /= 2) {
-    I32 low, high;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      low[lane] = (lane & width) == 0 ? lane : lane - width + kLanes;
-      high[lane] = (lane & width) == 0 ? lane + width : lane + kLanes;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) {
-      if ((i & width) != 0) continue;
-      const F32 a = rows[i], b = rows[i + width];
-      rows[i] = __builtin_shuffle(a, b, low);
-      rows[i + width] = __builtin_shuffle(a, b, high);
-    }
-  }
+  Unroll<4>([&](auto step) TRIREME_INLINE_LAMBDA {
+    constexpr int kWidth = 8 >> step;
+    I32 low, high;  // lanes of the pair (a, b): constants once unrolled
+    Unroll<kLanes>([&](auto lane) TRIREME_INLINE_LAMBDA {
+      low[lane] = (lane & kWidth) == 0 ? lane : lane - kWidth + kLanes;
+      high[lane] = (lane & kWidth) == 0 ? lane + kWidth : lane + kLanes;
+    });
+    Unroll<kLanes>([&](auto i) TRIREME_INLINE_LAMBDA {
+      if constexpr ((i & kWidth) == 0) {
+        const F32 a = rows[i], b = rows[i + kWidth];
+        rows[i] = __builtin_shuffle(a, b, low);
+        rows[i + kWidth] = __builtin_shuffle(a, b, high);
+      }
+    });
+  });
 #else
   float lanes[kLanes][kLanes];
   for (int i = 0; i < kLanes; ++i) Store(lanes[i], rows[i]);
@@ -63,11 +63,13 @@ TRIREME_INLINE void LoadKeys(const AttentionBlock& block, int64_t first, int64_t
   for (int64_t c = 0; c < head_dim; c += kLanes) {
     for (int64_t i0 = 0; i0 < kKeys; i0 += kLanes) {
       F32 rows[kLanes];
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < kLanes; ++i) rows[i] = i0 + i < count ? Load(k[i0 + i] + c, head_dim - c) : F32{};
+      if (i0 + kLanes <= count && c + kLanes <= head_dim) [[likely]] {
+        Unroll<kLanes>([&](auto i) TRIREME_INLINE_LAMBDA { rows[i] = Load(k[i0 + i] + c); });
+      } else {
+        for (int64_t i = 0; i < kLanes; ++i) rows[i] = i0 + i < count ? Load(k[i0 + i] + c, head_dim - c) : F32{};
+      }
       Transpose(rows);
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < kLanes; ++i) Store(state.k + (c + i) * kKeys + i0, rows[i]);
+      Unroll<kLanes>([&](auto i) TRIREME_INLINE_LAMBDA { Store(state.k + (c + i) * kKeys + i0, rows[i]); });
     }
     for (int64_t i = 0; i < kKeys; ++i) {
       Store(state.v + i * state.d + c, i < count ? Load(v[i] + c, head_dim - c) : F32{});
@@ -85,16 +87,16 @@ template <int kRows>
 TRIREME_INLINE void Weigh(const AttentionState& state, int64_t row, const KeyRange* ranges, int64_t first) {
   F32 s[kRows][2] = {};
   const float* q = state.q + row * state.d;
-  for (int64_t i = 0; i < state.d; ++i) {
+  const int64_t d = state.d;
+  for (int64_t i = 0; i < d; ++i) {
     const F32 k0 = Load(state.k + i * kKeys), k1 = Load(state.k + i * kKeys + kLanes);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const F32 a = Splat(q[r * state.d + i]);
+    Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
+      const F32 a = Splat(q[r * d + i]);
       s[r][0] = MulAdd(a, k0, s[r][0]);
       s[r][1] = MulAdd(a, k1, s[r][1]);
-    }
+    });
   }
-  for (int r = 0; r < kRows; ++r) {
+  Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
     const F32 begin = Splat(static_cast<float>(Max(ranges[r].begin - first, 0)));
     const F32 end = Splat(static_cast<float>(Max(Min(ranges[r].end - first, kKeys), 0)));
     const F32 low = Lanes(), high = Lanes() + static_cast<float>(kLanes);
@@ -111,33 +113,33 @@ TRIREME_INLINE void Weigh(const AttentionState& state, int64_t row, const KeyRan
     state.total[row + r] = state.total[row + r] * shrink[0] + Sum(p0 + p1);
     if (old != max) {
       float* out = state.out + (row + r) * state.d;
-      for (int64_t i = 0; i < state.d; i += kLanes) Store(out + i, Load(out + i) * shrink);
+      for (int64_t i = 0; i < d; i += kLanes) Store(out + i, Load(out + i) * shrink);
     }
-  }
+  });
 }
 
 // out += p v, kVectors vectors of head_dim at a time.
 template <int kRows, int kVectors>
 TRIREME_INLINE void Accumulate(const AttentionState& state, int64_t row, int64_t column) {
   F32 sums[kRows][kVectors];
-  float* out = state.out + row * state.d + column;
-  for (int r = 0; r < kRows; ++r) {
-    for (int c = 0; c < kVectors; ++c) sums[r][c] = Load(out + r * state.d + c * kLanes);
+  const int64_t d = state.d;
+  float* out = state.out + row * d + column;
+  const float* v = state.v + column;
+  const float* p = state.p;
+  Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
+    Unroll<kVectors>([&](auto c) TRIREME_INLINE_LAMBDA { sums[r][c] = Load(out + r * d + c * kLanes); });
+  });
+  for (int64_t i = 0; i < kKeys; ++i, v += d) {
+    F32 values[kVectors];
+    Unroll<kVectors>([&](auto c) TRIREME_INLINE_LAMBDA { values[c] = Load(v + c * kLanes); });
+    Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
+      const F32 weight = Splat(p[r * kKeys + i]);
+      Unroll<kVectors>([&](auto c) TRIREME_INLINE_LAMBDA { sums[r][c] = MulAdd(weight, values[c], sums[r][c]); });
+    });
   }
-  for (int64_t i = 0; i < kKeys; ++i) {
-    F32 v[kVectors];
-#pragma GCC unroll 4
-    for (int c = 0; c < kVectors; ++c) v[c] = Load(state.v + i * state.d + column + c * kLanes);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const F32 p = Splat(state.p[r * kKeys + i]);
-#pragma GCC unroll 4
-      for (int c = 0; c < kVectors; ++c) sums[r][c] = MulAdd(p, v[c], sums[r][c]);
-    }
-  }
-  for (int r = 0; r < kRows; ++r) {
-    for (int c = 0; c < kVectors; ++c) Store(out + r * state.d + c * kLanes, sums[r][c]);
-  }
+  Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
+    Unroll<kVectors>([&](auto c) TRIREME_INLINE_LAMBDA { Store(out + r * d + c * kLanes, sums[r][c]); });
+  });
 }
 
 template <int kRows>

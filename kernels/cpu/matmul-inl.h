@@ -21,16 +21,13 @@ inline constexpr int64_t kStretchBytes = 256 * 1024;
 // sums[r][v] += x[r][k] * w[k][v] for k in [0, count). w walks kPanelColumns elements a k.
 template <typename W, int kRows, int kVectors>
 TRIREME_INLINE void Multiply(const float* x, int64_t x_stride, const W* w, int64_t count, F32 (&sums)[kRows][kVectors]) {
-  for (int64_t k = 0; k < count; ++k) {
+  for (int64_t k = 0; k < count; ++k, w += kPanelColumns) {
     F32 b[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) b[v] = Load(w + k * kPanelColumns + v * kLanes);
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
+    Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA { b[v] = Load(w + v * kLanes); });
+    Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
       const F32 a = Splat(x[r * x_stride + k]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sums[r][v] = MulAdd(a, b[v], sums[r][v]);
-    }
+      Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA { sums[r][v] = MulAdd(a, b[v], sums[r][v]); });
+    });
   }
 }
 
@@ -38,46 +35,49 @@ TRIREME_INLINE void Multiply(const float* x, int64_t x_stride, const W* w, int64
 template <int kRows, int kVectors>
 TRIREME_INLINE void Multiply(const float* x, int64_t x_stride, const BF16* w, int64_t count,
                              F32 (&sums)[kRows][kVectors]) {
-  for (int64_t k = 0; k < count; k += 2) {
-    const bool pair = k + 1 < count;
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
+  const auto half = [&](int64_t k, auto odd) TRIREME_INLINE_LAMBDA {
+    F32 b[kVectors];
+    Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA {
       U32 both;
-      __builtin_memcpy(&both, w + k * kPanelColumns + v * 2 * kLanes, sizeof(both));
-      const F32 even = (F32)(both << 16), odd = (F32)(both & 0xffff0000u);
-#pragma GCC unroll 6
-      for (int r = 0; r < kRows; ++r) {
-        sums[r][v] = MulAdd(Splat(x[r * x_stride + k]), even, sums[r][v]);
-        if (pair) sums[r][v] = MulAdd(Splat(x[r * x_stride + k + 1]), odd, sums[r][v]);
-      }
-    }
+      __builtin_memcpy(&both, w + v * 2 * kLanes, sizeof(both));
+      b[v] = odd ? (F32)(both & 0xffff0000u) : (F32)(both << 16);
+    });
+    Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
+      const F32 a = Splat(x[r * x_stride + k]);
+      Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA { sums[r][v] = MulAdd(a, b[v], sums[r][v]); });
+    });
+  };
+  int64_t k = 0;
+  for (; k + 1 < count; k += 2, w += 2 * kPanelColumns) {
+    half(k, Index<0>{});
+    half(k + 1, Index<1>{});
   }
+  if (k < count) half(k, Index<0>{});
 }
 
 #if defined(__AVX512BF16__)
 template <int kRows, int kVectors>
 TRIREME_INLINE void Multiply(const BF16* x, int64_t x_stride, const BF16* w, int64_t count,
                              F32 (&sums)[kRows][kVectors]) {
-  const auto step = [&](int64_t k, auto load_pair) __attribute__((always_inline)) {
+  const auto step = [&](int64_t k, auto load_pair) TRIREME_INLINE_LAMBDA {
     __m512bh b[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) b[v] = (__m512bh)_mm512_loadu_si512(w + k * kPanelColumns + v * 2 * kLanes);
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
+    Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA { b[v] = (__m512bh)_mm512_loadu_si512(w + v * 2 * kLanes); });
+    Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
       const __m512bh a = (__m512bh)_mm512_set1_epi32(load_pair(x + r * x_stride + k));
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sums[r][v] = (F32)_mm512_dpbf16_ps((__m512)sums[r][v], b[v], a);
-    }
+      Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA {
+        sums[r][v] = (F32)_mm512_dpbf16_ps((__m512)sums[r][v], b[v], a);
+      });
+    });
   };
   int64_t k = 0;
-  for (; k + 1 < count; k += 2) {
-    step(k, [](const BF16* p) __attribute__((always_inline)) {
+  for (; k + 1 < count; k += 2, w += 2 * kPanelColumns) {
+    step(k, [](const BF16* p) TRIREME_INLINE_LAMBDA {
       int32_t pair;
       __builtin_memcpy(&pair, p, sizeof(pair));
       return pair;
     });
   }
-  if (k < count) step(k, [](const BF16* p) __attribute__((always_inline)) { return int32_t{p->bits}; });
+  if (k < count) step(k, [](const BF16* p) TRIREME_INLINE_LAMBDA { return int32_t{p->bits}; });
 }
 #endif
 
@@ -85,16 +85,17 @@ TRIREME_INLINE void Multiply(const BF16* x, int64_t x_stride, const BF16* w, int
 template <int kRows, typename X, typename W>
 [[gnu::noinline]] void Tile(const X* x, int64_t x_stride, const W* w, int64_t count, float* sums) {
   constexpr int kVectors = kRows == 1 ? kPanelVectors : kTileVectors;
-  constexpr int kInterleave = sizeof(W) == 2 && kDTypeOf<W> == DType::kBF16 ? 2 : 1;
+  constexpr int kInterleave = kDTypeOf<W> == DType::kBF16 ? 2 : 1;
   for (int64_t first = 0; first < kPanelVectors; first += kVectors) {
     F32 tile[kRows][kVectors];
-    for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kVectors; ++v) tile[r][v] = Load(sums + r * kPanelColumns + (first + v) * kLanes);
-    }
+    float* at = sums + first * kLanes;
+    Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
+      Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA { tile[r][v] = Load(at + r * kPanelColumns + v * kLanes); });
+    });
     Multiply(x, x_stride, w + first * kLanes * kInterleave, count, tile);
-    for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < kVectors; ++v) Store(sums + r * kPanelColumns + (first + v) * kLanes, tile[r][v]);
-    }
+    Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
+      Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA { Store(at + r * kPanelColumns + v * kLanes, tile[r][v]); });
+    });
   }
 }
 

@@ -13,9 +13,7 @@ inline constexpr int kChains = 4;
   F32 sums[kChains] = {};
   F32 a = Splat(1.0f), b = Splat(1e-6f);
   for (int64_t i = 0; i < rounds; ++i) {
-    asm volatile("" ::: "memory");
-#pragma GCC unroll 16
-    for (int c = 0; c < kChains; ++c) sums[c] = MulAdd(a, sums[c], b);
+    Unroll<kChains>([&](auto c) TRIREME_INLINE_LAMBDA { sums[c] = MulAdd(a, sums[c], b); });
   }
   F32 all = {};
   for (int c = 0; c < kChains; ++c) all += sums[c];
@@ -28,9 +26,7 @@ inline constexpr int kChains = 4;
   for (int c = 0; c < kChains; ++c) sums[c] = _mm512_setzero_ps();
   const __m512bh a = (__m512bh)_mm512_set1_epi16(0x3f80), b = (__m512bh)_mm512_set1_epi16(0x3580);
   for (int64_t i = 0; i < rounds; ++i) {
-    asm volatile("" ::: "memory");
-#pragma GCC unroll 16
-    for (int c = 0; c < kChains; ++c) sums[c] = _mm512_dpbf16_ps(sums[c], a, b);
+    Unroll<kChains>([&](auto c) TRIREME_INLINE_LAMBDA { sums[c] = _mm512_dpbf16_ps(sums[c], a, b); });
   }
   F32 all = {};
   for (int c = 0; c < kChains; ++c) all += (F32)sums[c];
@@ -57,8 +53,7 @@ inline float ReadSum(const void* data, int64_t bytes) {
   const float* p = static_cast<const float*>(data);
   F32 sums[4] = {};
   for (int64_t i = 0; i < bytes / 4; i += 4 * kLanes) {
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) sums[c] += Load(p + i + c * kLanes);
+    Unroll<4>([&](auto c) TRIREME_INLINE_LAMBDA { sums[c] += Load(p + i + c * kLanes); });
   }
   return Sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }

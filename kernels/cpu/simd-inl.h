@@ -43,6 +43,22 @@ TRIREME_INLINE F32 MulAdd(F32 a, F32 b, F32 c) {
 }
 TRIREME_INLINE F32 Lanes() { return F32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 
+// f(0), f(1), ..., f(kCount - 1) with constants for arguments. The compiler keeps a small array of vectors in registers
+// only when all indices are constants before its loop passes run, which an unroll pragma does not give.
+template <int kValue>
+struct Index {
+  [[gnu::always_inline]] constexpr operator int() const { return kValue; }
+};
+template <typename F, int... kValues>
+TRIREME_INLINE void UnrollOver(F&& f, std::integer_sequence<int, kValues...>) {
+  (f(Index<kValues>{}), ...);
+}
+template <int kCount, typename F>
+TRIREME_INLINE void Unroll(F&& f) {
+  UnrollOver(f, std::make_integer_sequence<int, kCount>{});
+}
+#define TRIREME_INLINE_LAMBDA __attribute__((always_inline))
+
 // Row i of a view, without instantiating the view's own members for this instruction set.
 template <typename T>
 TRIREME_INLINE T* Row(const TensorView& view, int64_t i) {

@@ -32,9 +32,11 @@ nlohmann::json ReadJson(const std::string& path) {
 
 std::vector<GoldenPrompt> ReadGreedy(const std::string& dir) {
   std::vector<GoldenPrompt> out;
-  for (const auto& entry : ReadJson(dir + "/golden/greedy.json")["prompts"]) {
+  const nlohmann::json golden = ReadJson(dir + "/golden/greedy.json");
+  for (const auto& entry : golden.at("prompts")) {
     out.push_back({entry["name"], entry["prompt_ids"], entry["new_ids"], entry["gap"]});
   }
+  EXPECT_FALSE(out.empty());
   return out;
 }
 

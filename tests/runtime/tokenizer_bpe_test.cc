@@ -85,7 +85,7 @@ TEST(BpeTest, UnknownCharacters) {
 
 TEST(BpeTest, IgnoreMergesTakesWholeWords) {
   EXPECT_EQ(Encode({}, "aba"), Ids({3, 1}));
-  EXPECT_EQ(Encode({.ignore_merges = true}, "aba"), Ids({6}));
+  EXPECT_EQ(Encode({.unk_token = "", .ignore_merges = true}, "aba"), Ids({6}));
 }
 
 }  // namespace
