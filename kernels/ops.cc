@@ -15,7 +15,8 @@ void CheckMatrix(const ConstTensorView& view, const char* what) {
 }
 
 void CheckShape(const ConstTensorView& view, const Shape& shape, DType dtype, const char* what) {
-  CHECK(view.shape == shape) << what << " is " << view.shape.ToString() << ", must be " << shape.ToString();
+  CHECK(view.shape == shape) << what << " is " << view.shape.ToString() << ", must be "
+                             << shape.ToString();
   CHECK(view.dtype == dtype) << what << " is " << Name(view.dtype) << ", must be " << Name(dtype);
 }
 
@@ -34,7 +35,8 @@ void CheckKv(const PagedKv& kv, DType dtype) {
 
 }  // namespace
 
-void Embedding(Stream& stream, ConstTensorView token_ids, ConstTensorView table, int64_t vocab_begin, TensorView out) {
+void Embedding(Stream& stream, ConstTensorView token_ids, ConstTensorView table,
+               int64_t vocab_begin, TensorView out) {
   CHECK_EQ(token_ids.shape.rank, 1) << "token_ids";
   CheckVector(token_ids, token_ids.dim(0), DType::kI32, "token_ids");
   CheckMatrix(table, "embedding table");
@@ -51,8 +53,8 @@ void RmsNorm(Stream& stream, ConstTensorView x, ConstTensorView weight, float ep
   stream.ops().rms_norm(stream, x, weight, eps, out);
 }
 
-void AddRmsNorm(Stream& stream, TensorView residual, ConstTensorView delta, ConstTensorView weight, float eps,
-                TensorView out) {
+void AddRmsNorm(Stream& stream, TensorView residual, ConstTensorView delta, ConstTensorView weight,
+                float eps, TensorView out) {
   CheckMatrix(residual, "residual");
   CheckMatrix(delta, "delta");
   CheckMatrix(out, "out");
@@ -69,7 +71,8 @@ void Add(Stream& stream, TensorView x, ConstTensorView delta) {
   stream.ops().add(stream, x, delta);
 }
 
-void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias, TensorView y) {
+void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
+            TensorView y) {
   CheckMatrix(x, "x");
   CheckMatrix(y, "y");
   CHECK(x.dtype == w.dtype) << "x is " << Name(x.dtype) << ", the weight " << Name(w.dtype);
@@ -79,12 +82,14 @@ void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTenso
   stream.ops().matmul(stream, x, w, bias, y);
 }
 
-void RopeAndStoreKv(Stream& stream, TensorView qkv, ConstTensorView positions, ConstTensorView slot_mapping,
-                    const RopeParams& rope, int64_t q_heads, const PagedKv& kv) {
+void RopeAndStoreKv(Stream& stream, TensorView qkv, ConstTensorView positions,
+                    ConstTensorView slot_mapping, const RopeParams& rope, int64_t q_heads,
+                    const PagedKv& kv) {
   CheckMatrix(qkv, "qkv");
   CheckKv(kv, qkv.dtype);
   const int64_t kv_heads = kv.k.dim(2), head_dim = kv.k.dim(3);
-  CHECK_EQ(qkv.dim(1), (q_heads + 2 * kv_heads) * head_dim) << "qkv has another width than the heads";
+  CHECK_EQ(qkv.dim(1), (q_heads + 2 * kv_heads) * head_dim)
+      << "qkv has another width than the heads";
   CHECK_EQ(head_dim % 2, 0) << "rotation needs pairs";
   CheckVector(positions, qkv.dim(0), DType::kI32, "positions");
   CheckVector(slot_mapping, qkv.dim(0), DType::kI64, "slot_mapping");
@@ -130,7 +135,8 @@ void GatherRows(Stream& stream, ConstTensorView x, ConstTensorView indices, Tens
   stream.ops().gather_rows(stream, x, indices, out);
 }
 
-absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTensorView weight, DType dtype) {
+absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTensorView weight,
+                                                         DType dtype) {
   CheckMatrix(weight, "weight");
   CHECK_GT(weight.elements(), 0) << "weight is " << weight.shape.ToString();
   CHECK(IsFloat(dtype)) << "weights cannot be packed to " << Name(dtype);
@@ -151,21 +157,24 @@ OpCost RmsNormCost(int64_t tokens, int64_t hidden, DType act) {
 }
 
 OpCost MatMulCost(int64_t tokens, int64_t n, int64_t k, DType act, DType weight) {
-  return Cost(2.0 * tokens * n * k, 1.0 * n * k * Bytes(weight) + 1.0 * tokens * (n + k) * Bytes(act));
+  return Cost(2.0 * tokens * n * k,
+              1.0 * n * k * Bytes(weight) + 1.0 * tokens * (n + k) * Bytes(act));
 }
 
 OpCost SiluAndMulCost(int64_t tokens, int64_t intermediate, DType act) {
   return Cost(5.0 * tokens * intermediate, 3.0 * tokens * intermediate * Bytes(act));
 }
 
-OpCost RopeAndStoreKvCost(int64_t tokens, int64_t q_heads, int64_t kv_heads, int64_t head_dim, DType act) {
+OpCost RopeAndStoreKvCost(int64_t tokens, int64_t q_heads, int64_t kv_heads, int64_t head_dim,
+                          DType act) {
   // q, k and v are read and written once; of the table D floats a token.
   return Cost(3.0 * tokens * (q_heads + kv_heads) * head_dim,
-              2.0 * tokens * (q_heads + 2 * kv_heads) * head_dim * Bytes(act) + tokens * (4.0 * head_dim + 12.0));
+              2.0 * tokens * (q_heads + 2 * kv_heads) * head_dim * Bytes(act) +
+                  tokens * (4.0 * head_dim + 12.0));
 }
 
-OpCost PagedAttentionCost(int64_t q_len, int64_t kv_len, int64_t q_heads, int64_t kv_heads, int64_t head_dim, DType act,
-                          int64_t sliding_window) {
+OpCost PagedAttentionCost(int64_t q_len, int64_t kv_len, int64_t q_heads, int64_t kv_heads,
+                          int64_t head_dim, DType act, int64_t sliding_window) {
   // Query i of q_len sees the keys up to its own position, at most `window` of them.
   const int64_t window = sliding_window > 0 ? sliding_window : kv_len;
   const int64_t first = kv_len - q_len + 1;  // keys up to the first query
@@ -173,8 +182,8 @@ OpCost PagedAttentionCost(int64_t q_len, int64_t kv_len, int64_t q_heads, int64_
   const double pairs = static_cast<double>(growing) * first + 0.5 * growing * (growing - 1.0) +
                        static_cast<double>(q_len - growing) * std::min(window, kv_len);
   const double keys_read = std::min<double>(kv_len, window + q_len - 1.0);
-  return Cost(4.0 * pairs * q_heads * head_dim,
-              2.0 * keys_read * kv_heads * head_dim * Bytes(act) + 2.0 * q_len * q_heads * head_dim * Bytes(act));
+  return Cost(4.0 * pairs * q_heads * head_dim, 2.0 * keys_read * kv_heads * head_dim * Bytes(act) +
+                                                    2.0 * q_len * q_heads * head_dim * Bytes(act));
 }
 
 }  // namespace trireme

@@ -16,8 +16,8 @@ build_jobs() {
 complete_environment() {
   export LC_ALL=C.UTF-8
   export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-  # Open MPI 5 does not start without HOME.
-  [[ -n "${HOME-}" ]] || export HOME="${TMPDIR:-/tmp}"
+  # Open MPI 5 does not start without HOME; nothing is written outside of the tree.
+  [[ -n "${HOME-}" ]] || export HOME="$PWD/build"
 }
 
 # ccache fails, and the compilation with it, when it has no folder to write to.

@@ -53,9 +53,10 @@ std::function<void(int64_t)> ProgressLine(const ControlPlane& control, int64_t e
 
 absl::StatusOr<Topology> ChooseTopology(const ControlPlane& control, const ModelFlags& flags) {
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(flags.model_dir));
-  const absl::StatusOr<Topology> topology =
-      ResolveTopology(flags.tp, flags.pp, flags.dp, control.size(), config.num_heads, config.num_layers);
-  const absl::Status fits = topology.ok() ? CheckTensorParallel(config, *topology) : topology.status();
+  const absl::StatusOr<Topology> topology = ResolveTopology(
+      flags.tp, flags.pp, flags.dp, control.size(), config.num_heads, config.num_layers);
+  const absl::Status fits =
+      topology.ok() ? CheckTensorParallel(config, *topology) : topology.status();
   if (!fits.ok()) return UsageError(std::string(fits.message()));
   return topology;
 }

@@ -24,7 +24,8 @@ namespace {
 constexpr int64_t kChunkBytes = 4 << 20;
 constexpr double kStddev = 0.02;
 
-// Element n of stream `seed`: a counter-based generator, so that any part of a tensor can be made on its own (splitmix64).
+// Element n of stream `seed`: a counter-based generator, so that any part of a tensor can be made
+// on its own (splitmix64).
 uint64_t RandomBits(uint64_t seed, uint64_t n) {
   uint64_t z = seed + (n + 1) * 0x9e3779b97f4a7c15u;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -32,14 +33,16 @@ uint64_t RandomBits(uint64_t seed, uint64_t n) {
   return z ^ (z >> 31);
 }
 
-// 2^16 normal values of one standard deviation in the stored type: 16 random bits pick a weight, so that making weights
-// costs a hash for four of them and a lookup each (the table, 128 or 256 KiB, lives in the second-level cache).
+// 2^16 normal values of one standard deviation in the stored type: 16 random bits pick a weight, so
+// that making weights costs a hash for four of them and a lookup each (the table, 128 or 256 KiB,
+// lives in the second-level cache).
 class NormalTable {
  public:
   NormalTable(DType dtype, double stddev) : dtype_(dtype), bytes_(kEntries * SizeOf(dtype)) {
     for (uint64_t i = 0; i < kEntries; i += 2) {
       const double u = (static_cast<double>(RandomBits(1, i) >> 11) + 0.5) * 0x1p-53;
-      const double angle = static_cast<double>(RandomBits(2, i) >> 11) * 0x1p-53 * 2.0 * std::numbers::pi;
+      const double angle =
+          static_cast<double>(RandomBits(2, i) >> 11) * 0x1p-53 * 2.0 * std::numbers::pi;
       const double radius = stddev * std::sqrt(-2.0 * std::log(u));
       Set(i, radius * std::cos(angle));
       Set(i + 1, radius * std::sin(angle));
@@ -89,7 +92,8 @@ struct Content {
   uint64_t seed = 0;
 };
 
-// Writes the chunks of a checkpoint: one thread makes the next chunk while this one writes the last.
+// Writes the chunks of a checkpoint: one thread makes the next chunk while this one writes the
+// last.
 class TensorStream {
  public:
   TensorStream(DType dtype, int64_t total_bytes, const CheckpointProgress& progress)
@@ -104,7 +108,8 @@ class TensorStream {
       const int64_t next = done + chunk;
       std::future<void> making;
       if (next < elements) {
-        making = std::async([&, next] { Make(content, next, std::min(chunk, elements - next), turn ^ 1); });
+        making = std::async(
+            [&, next] { Make(content, next, std::min(chunk, elements - next), turn ^ 1); });
       }
       const int64_t bytes = std::min(chunk, elements - done) * size;
       const absl::Status status = writer.Append(buffers_[turn].data(), bytes);
@@ -137,7 +142,8 @@ class TensorStream {
   std::vector<char> buffers_[2];
 };
 
-// Files made so far; unless Keep() is called they are removed again, and the directory too when it was made here.
+// Files made so far; unless Keep() is called they are removed again, and the directory too when it
+// was made here.
 class OutputDirectory {
  public:
   static absl::StatusOr<std::unique_ptr<OutputDirectory>> Claim(const std::string& path) {
@@ -149,7 +155,8 @@ class OutputDirectory {
     }
     if (there && !std::filesystem::is_empty(path, error)) {
       return error ? absl::ErrnoToStatus(error.value(), path)
-                   : absl::AlreadyExistsError(path + ": is not empty; name a new or an empty directory");
+                   : absl::AlreadyExistsError(path +
+                                              ": is not empty; name a new or an empty directory");
     }
     if (!there) std::filesystem::create_directories(path, error);
     if (error) return absl::ErrnoToStatus(error.value(), path);
@@ -160,7 +167,9 @@ class OutputDirectory {
     for (const std::string& file : files_) unlink(file.c_str());
     if (made_) rmdir(path_.c_str());
   }
-  std::string Add(const std::string& name) { return files_.emplace_back(absl::StrCat(path_, "/", name)); }
+  std::string Add(const std::string& name) {
+    return files_.emplace_back(absl::StrCat(path_, "/", name));
+  }
   void Keep() { kept_ = true; }
   const std::string& path() const { return path_; }
 
@@ -176,9 +185,9 @@ absl::Status CheckSpace(const std::string& path, int64_t bytes) {
   std::error_code error;
   const auto space = std::filesystem::space(path, error);
   if (error || space.available >= static_cast<uint64_t>(bytes)) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrFormat("%s: the checkpoint needs %.2f GB, %.2f GB are free", path,
-                                                      static_cast<double>(bytes) * 1e-9,
-                                                      static_cast<double>(space.available) * 1e-9));
+  return absl::ResourceExhaustedError(absl::StrFormat(
+      "%s: the checkpoint needs %.2f GB, %.2f GB are free", path, static_cast<double>(bytes) * 1e-9,
+      static_cast<double>(space.available) * 1e-9));
 }
 
 absl::Status WriteText(const std::string& path, const std::string& text) {
@@ -191,7 +200,8 @@ absl::Status WriteText(const std::string& path, const std::string& text) {
 }
 
 // Consecutive specs that fill a shard.
-std::vector<std::vector<WeightSpec>> PlanShards(const std::vector<WeightSpec>& specs, DType dtype, int64_t max_bytes) {
+std::vector<std::vector<WeightSpec>> PlanShards(const std::vector<WeightSpec>& specs, DType dtype,
+                                                int64_t max_bytes) {
   std::vector<std::vector<WeightSpec>> shards;
   int64_t bytes = 0;
   for (const WeightSpec& spec : specs) {
@@ -206,7 +216,8 @@ std::vector<std::vector<WeightSpec>> PlanShards(const std::vector<WeightSpec>& s
   return shards;
 }
 
-// The contents of the tensors of one model: tables are shared by all tensors of a standard deviation.
+// The contents of the tensors of one model: tables are shared by all tensors of a standard
+// deviation.
 class Contents {
  public:
   Contents(DType dtype, int64_t layers, uint64_t seed)
@@ -226,13 +237,15 @@ class Contents {
   uint64_t tensors_ = 0;
 };
 
-absl::Status WriteShard(const std::vector<WeightSpec>& specs, const std::string& path, DType dtype, Contents& contents,
-                        TensorStream& stream) {
+absl::Status WriteShard(const std::vector<WeightSpec>& specs, const std::string& path, DType dtype,
+                        Contents& contents, TensorStream& stream) {
   std::vector<SafetensorsWriter::Declared> declared;
   for (const WeightSpec& spec : specs) {
-    declared.push_back({spec.name, dtype, {spec.shape.dims.begin(), spec.shape.dims.begin() + spec.shape.rank}});
+    declared.push_back(
+        {spec.name, dtype, {spec.shape.dims.begin(), spec.shape.dims.begin() + spec.shape.rank}});
   }
-  ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsWriter> writer, SafetensorsWriter::Create(path, declared));
+  ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsWriter> writer,
+                   SafetensorsWriter::Create(path, declared));
   for (const WeightSpec& spec : specs) {
     RETURN_IF_ERROR(stream.Write(contents.Of(spec), spec.shape.elements(), *writer));
   }
@@ -243,11 +256,13 @@ absl::StatusOr<ModelConfig> ConfigOf(const CheckpointRecipe& recipe) {
   constexpr int64_t kMaxLayers = 4096;
   ASSIGN_OR_RETURN(ModelConfig config, CheckpointRecipeConfig(recipe.like));
   if (recipe.layers < 0 || recipe.layers > kMaxLayers) {
-    return absl::InvalidArgumentError(absl::StrCat("--layers ", recipe.layers, ": must be from 1 to ", kMaxLayers,
-                                                   ", or 0 for the model's own ", config.num_layers));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--layers ", recipe.layers, ": must be from 1 to ", kMaxLayers,
+                     ", or 0 for the model's own ", config.num_layers));
   }
   if (!IsFloat(recipe.dtype)) {
-    return absl::InvalidArgumentError(absl::StrCat("--dtype ", Name(recipe.dtype), ": must be f32, bf16 or f16"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--dtype ", Name(recipe.dtype), ": must be f32, bf16 or f16"));
   }
   if (recipe.out_dir.empty()) return absl::InvalidArgumentError("the output directory has no name");
   if (recipe.layers > 0) config.num_layers = recipe.layers;
@@ -260,7 +275,8 @@ absl::StatusOr<ModelConfig> ConfigOf(const CheckpointRecipe& recipe) {
 absl::Status MakeCheckpoint(const CheckpointRecipe& recipe, const CheckpointProgress& progress) {
   ASSIGN_OR_RETURN(const ModelConfig config, ConfigOf(recipe));
   const int64_t total_bytes = TotalParameters(config) * static_cast<int64_t>(SizeOf(config.dtype));
-  ASSIGN_OR_RETURN(const std::unique_ptr<OutputDirectory> out, OutputDirectory::Claim(recipe.out_dir));
+  ASSIGN_OR_RETURN(const std::unique_ptr<OutputDirectory> out,
+                   OutputDirectory::Claim(recipe.out_dir));
   RETURN_IF_ERROR(CheckSpace(out->path(), total_bytes));
 
   const auto shards = PlanShards(AllWeightSpecs(config), config.dtype, recipe.max_shard_bytes);
@@ -270,7 +286,8 @@ absl::Status MakeCheckpoint(const CheckpointRecipe& recipe, const CheckpointProg
   index["metadata"]["total_size"] = total_bytes;
   for (size_t i = 0; i < shards.size(); ++i) {
     const std::string name = shards.size() == 1 ? "model.safetensors"
-                                                : absl::StrFormat("model-%05d-of-%05d.safetensors", i + 1, shards.size());
+                                                : absl::StrFormat("model-%05d-of-%05d.safetensors",
+                                                                  i + 1, shards.size());
     RETURN_IF_ERROR(WriteShard(shards[i], out->Add(name), config.dtype, contents, stream));
     for (const WeightSpec& spec : shards[i]) index["weight_map"][spec.name] = name;
   }

@@ -22,16 +22,26 @@ struct Recipe {
 };
 
 constexpr Recipe kRecipes[] = {
-    {"llama-3.2-1b", Family::kLlama, 2048, 8192, 16, 32, 8, 64, 128256, 131072, 5e5, 32, true, 128000, 128001},
-    {"llama-3.2-3b", Family::kLlama, 3072, 8192, 28, 24, 8, 128, 128256, 131072, 5e5, 32, true, 128000, 128001},
-    {"llama-3.1-8b", Family::kLlama, 4096, 14336, 32, 32, 8, 128, 128256, 131072, 5e5, 8, false, 128000, 128001},
-    {"llama-3.1-70b", Family::kLlama, 8192, 28672, 80, 64, 8, 128, 128256, 131072, 5e5, 8, false, 128000, 128001},
-    {"qwen3-0.6b", Family::kQwen3, 1024, 3072, 28, 16, 8, 128, 151936, 40960, 1e6, 0, true, 151643, 151645},
-    {"qwen3-1.7b", Family::kQwen3, 2048, 6144, 28, 16, 8, 128, 151936, 40960, 1e6, 0, true, 151643, 151645},
-    {"qwen3-8b", Family::kQwen3, 4096, 12288, 36, 32, 8, 128, 151936, 40960, 1e6, 0, false, 151643, 151645},
-    {"qwen2.5-0.5b", Family::kQwen2, 896, 4864, 24, 14, 2, 64, 151936, 32768, 1e6, 0, true, 151643, 151643},
-    {"qwen2.5-7b", Family::kQwen2, 3584, 18944, 28, 28, 4, 128, 152064, 131072, 1e6, 0, false, 151643, 151643},
-    {"mistral-7b", Family::kMistral, 4096, 14336, 32, 32, 8, 128, 32768, 32768, 1e6, 0, false, 1, 2},
+    {"llama-3.2-1b", Family::kLlama, 2048, 8192, 16, 32, 8, 64, 128256, 131072, 5e5, 32, true,
+     128000, 128001},
+    {"llama-3.2-3b", Family::kLlama, 3072, 8192, 28, 24, 8, 128, 128256, 131072, 5e5, 32, true,
+     128000, 128001},
+    {"llama-3.1-8b", Family::kLlama, 4096, 14336, 32, 32, 8, 128, 128256, 131072, 5e5, 8, false,
+     128000, 128001},
+    {"llama-3.1-70b", Family::kLlama, 8192, 28672, 80, 64, 8, 128, 128256, 131072, 5e5, 8, false,
+     128000, 128001},
+    {"qwen3-0.6b", Family::kQwen3, 1024, 3072, 28, 16, 8, 128, 151936, 40960, 1e6, 0, true, 151643,
+     151645},
+    {"qwen3-1.7b", Family::kQwen3, 2048, 6144, 28, 16, 8, 128, 151936, 40960, 1e6, 0, true, 151643,
+     151645},
+    {"qwen3-8b", Family::kQwen3, 4096, 12288, 36, 32, 8, 128, 151936, 40960, 1e6, 0, false, 151643,
+     151645},
+    {"qwen2.5-0.5b", Family::kQwen2, 896, 4864, 24, 14, 2, 64, 151936, 32768, 1e6, 0, true, 151643,
+     151643},
+    {"qwen2.5-7b", Family::kQwen2, 3584, 18944, 28, 28, 4, 128, 152064, 131072, 1e6, 0, false,
+     151643, 151643},
+    {"mistral-7b", Family::kMistral, 4096, 14336, 32, 32, 8, 128, 32768, 32768, 1e6, 0, false, 1,
+     2},
     {"tinyllama-1.1b", Family::kLlama, 2048, 5632, 22, 32, 4, 64, 32000, 2048, 1e4, 0, false, 1, 2},
 };
 
@@ -84,7 +94,8 @@ absl::StatusOr<ModelConfig> CheckpointRecipeConfig(const std::string& like) {
   for (const Recipe& recipe : kRecipes) {
     if (like == recipe.name) return ConfigOf(recipe);
   }
-  return absl::InvalidArgumentError(absl::StrCat("no model called ", Quoted(like), " is known; known are ",
+  return absl::InvalidArgumentError(absl::StrCat("no model called ", Quoted(like),
+                                                 " is known; known are ",
                                                  absl::StrJoin(CheckpointRecipeNames(), ", ")));
 }
 
@@ -93,7 +104,8 @@ std::string ConfigJson(const ModelConfig& config) {
   const std::string& architecture = config.architecture;
   out["architectures"] = {architecture};
   std::string type = architecture.substr(0, architecture.find("ForCausalLM"));
-  std::transform(type.begin(), type.end(), type.begin(), [](unsigned char c) { return std::tolower(c); });
+  std::transform(type.begin(), type.end(), type.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
   out["model_type"] = type;
   out["hidden_size"] = config.hidden_size;
   out["intermediate_size"] = config.intermediate_size;
@@ -107,12 +119,14 @@ std::string ConfigJson(const ModelConfig& config) {
   out["rms_norm_eps"] = config.rms_norm_eps;
   out["rope_theta"] = config.rope_theta;
   out["rope_scaling"] = nullptr;
-  if (const RopeScaling& scaling = config.rope_scaling; scaling.original_max_position_embeddings > 0) {
-    out["rope_scaling"] = {{"rope_type", "llama3"},
-                           {"factor", scaling.factor},
-                           {"low_freq_factor", scaling.low_freq_factor},
-                           {"high_freq_factor", scaling.high_freq_factor},
-                           {"original_max_position_embeddings", scaling.original_max_position_embeddings}};
+  if (const RopeScaling& scaling = config.rope_scaling;
+      scaling.original_max_position_embeddings > 0) {
+    out["rope_scaling"] = {
+        {"rope_type", "llama3"},
+        {"factor", scaling.factor},
+        {"low_freq_factor", scaling.low_freq_factor},
+        {"high_freq_factor", scaling.high_freq_factor},
+        {"original_max_position_embeddings", scaling.original_max_position_embeddings}};
   }
   out["attention_bias"] = config.output_bias;
   out["mlp_bias"] = config.mlp_bias;
@@ -122,7 +136,9 @@ std::string ConfigJson(const ModelConfig& config) {
     out["max_window_layers"] = config.sliding_window_from_layer;
   }
   out["tie_word_embeddings"] = config.tied_head;
-  out["torch_dtype"] = config.dtype == DType::kF32 ? "float32" : config.dtype == DType::kF16 ? "float16" : "bfloat16";
+  out["torch_dtype"] = config.dtype == DType::kF32   ? "float32"
+                       : config.dtype == DType::kF16 ? "float16"
+                                                     : "bfloat16";
   if (config.bos_token_id >= 0) out["bos_token_id"] = config.bos_token_id;
   if (!config.eos_token_ids.empty()) out["eos_token_id"] = config.eos_token_ids;
   return out.dump(2) + "\n";

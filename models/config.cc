@@ -14,8 +14,8 @@ namespace {
 
 using Json = nlohmann::json;
 
-// Bounds of the sizes. Their products stay below 2^62, so that parameter and byte counts cannot overflow: a layer has
-// less than 2^47 parameters, 2^12 layers of 4 bytes each make 2^61.
+// Bounds of the sizes. Their products stay below 2^62, so that parameter and byte counts cannot
+// overflow: a layer has less than 2^47 parameters, 2^12 layers of 4 bytes each make 2^61.
 constexpr int64_t kMaxHidden = 1 << 20;
 constexpr int64_t kMaxIntermediate = 1 << 22;
 constexpr int64_t kMaxLayers = 1 << 12;
@@ -29,8 +29,8 @@ constexpr int64_t kMaxConfigBytes = 16 << 20;
 constexpr const char* kSupported =
     "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM";
 
-// Typed access to the fields of one JSON object. The first problem is kept in status(), later reads give defaults, so
-// that a parser can read all its fields and ask once.
+// Typed access to the fields of one JSON object. The first problem is kept in status(), later reads
+// give defaults, so that a parser can read all its fields and ask once.
 class FieldReader {
  public:
   FieldReader(const Json& object, std::string file, std::string prefix = "")
@@ -56,7 +56,8 @@ class FieldReader {
     const std::string right = absl::StrCat("must be an integer from ", low, " to ", high);
     const Json* value = Find(field);
     if (value == nullptr) {
-      if (!absent) Invalid(field, absl::StrCat(object_.contains(field) ? "is null; " : "is missing; ", right));
+      if (!absent)
+        Invalid(field, absl::StrCat(object_.contains(field) ? "is null; " : "is missing; ", right));
       return absent.value_or(low);
     }
     return IntOf(field, *value, low, high, right);
@@ -75,11 +76,13 @@ class FieldReader {
     }
     return out;
   }
-  double Real(const std::string& field, double low, double high, std::optional<double> absent = std::nullopt) {
+  double Real(const std::string& field, double low, double high,
+              std::optional<double> absent = std::nullopt) {
     const std::string right = absl::StrCat("must be a number from ", low, " to ", high);
     const Json* value = Find(field);
     if (value == nullptr) {
-      if (!absent) Invalid(field, absl::StrCat(object_.contains(field) ? "is null; " : "is missing; ", right));
+      if (!absent)
+        Invalid(field, absl::StrCat(object_.contains(field) ? "is null; " : "is missing; ", right));
       return absent.value_or(low);
     }
     if (!value->is_number()) {
@@ -116,7 +119,8 @@ class FieldReader {
   int64_t IntOf(const std::string& field, const Json& value, int64_t low, int64_t high,
                 const std::string& right) {
     if (!value.is_number_integer()) {
-      Invalid(field, absl::StrCat("is ", value.is_number() ? "a fraction" : TypeOf(value), "; ", right));
+      Invalid(field,
+              absl::StrCat("is ", value.is_number() ? "a fraction" : TypeOf(value), "; ", right));
       return low;
     }
     if (value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{1} << 62) {
@@ -146,7 +150,8 @@ std::string ReadArchitecture(FieldReader& in) {
   const std::string name = list->front().get<std::string>();
   if (name != "LlamaForCausalLM" && name != "MistralForCausalLM" && name != "Qwen2ForCausalLM" &&
       name != "Qwen3ForCausalLM") {
-    in.Unimplemented("architectures", absl::StrCat(Quoted(name), " is not supported; supported are ", kSupported));
+    in.Unimplemented("architectures",
+                     absl::StrCat(Quoted(name), " is not supported; supported are ", kSupported));
   }
   return name;
 }
@@ -163,15 +168,16 @@ void ReadSizes(FieldReader& in, ModelConfig& config) {
   config.rms_norm_eps = in.Real("rms_norm_eps", 1e-12, 1.0, 1e-6);
   if (!in.status().ok()) return;
   if (config.num_heads % config.num_kv_heads != 0) {
-    in.Invalid("num_key_value_heads", absl::StrCat("is ", config.num_kv_heads, "; must divide num_attention_heads, ",
-                                                   config.num_heads));
+    in.Invalid("num_key_value_heads",
+               absl::StrCat("is ", config.num_kv_heads, "; must divide num_attention_heads, ",
+                            config.num_heads));
   }
   if (config.head_dim == 0) {
     config.head_dim = config.hidden_size / config.num_heads;
     if (config.hidden_size % config.num_heads != 0 || config.head_dim > kMaxHeadDim) {
       in.Invalid("head_dim", absl::StrCat("is missing, and num_attention_heads ", config.num_heads,
-                                          " does not divide hidden_size ", config.hidden_size, " into 2 to ",
-                                          kMaxHeadDim, "; give head_dim"));
+                                          " does not divide hidden_size ", config.hidden_size,
+                                          " into 2 to ", kMaxHeadDim, "; give head_dim"));
     }
   }
   if (config.head_dim < 2 || config.head_dim % 2 != 0) {
@@ -183,7 +189,8 @@ void ReadSizes(FieldReader& in, ModelConfig& config) {
 void ReadRope(FieldReader& in, const std::string& file, ModelConfig& config) {
   constexpr double kMaxTheta = 1e15;
   config.rope_theta = in.Real("rope_theta", 1.0, kMaxTheta, 10000.0);
-  const std::string field = in.Find("rope_parameters") != nullptr ? "rope_parameters" : "rope_scaling";
+  const std::string field =
+      in.Find("rope_parameters") != nullptr ? "rope_parameters" : "rope_scaling";
   const Json* object = in.Find(field);
   if (object == nullptr) return;
   if (!object->is_object()) {
@@ -194,13 +201,17 @@ void ReadRope(FieldReader& in, const std::string& file, ModelConfig& config) {
   config.rope_theta = rope.Real("rope_theta", 1.0, kMaxTheta, config.rope_theta);
   const std::string type = rope.String("rope_type", rope.String("type", "default"));
   if (rope.status().ok() && type != "default" && type != "llama3") {
-    rope.Unimplemented("rope_type", absl::StrCat(Quoted(type), " is not supported; supported are \"default\" and \"llama3\""));
+    rope.Unimplemented(
+        "rope_type",
+        absl::StrCat(Quoted(type), " is not supported; supported are \"default\" and \"llama3\""));
   }
   for (const auto& [key, value] : object->items()) {
-    if (value.is_object()) rope.Unimplemented(Quoted(key), "RoPE that differs between layers is not supported");
+    if (value.is_object())
+      rope.Unimplemented(Quoted(key), "RoPE that differs between layers is not supported");
   }
   if (rope.Real("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0) {
-    rope.Unimplemented("partial_rotary_factor", "is not 1; only RoPE over the whole head is supported");
+    rope.Unimplemented("partial_rotary_factor",
+                       "is not 1; only RoPE over the whole head is supported");
   }
   if (type == "llama3") {
     config.rope_scaling.factor = rope.Real("factor", 1.0, 1e6);
@@ -217,8 +228,8 @@ void ReadRope(FieldReader& in, const std::string& file, ModelConfig& config) {
   in.Update(rope.status());
 }
 
-// Mistral: a window on every layer. Qwen: on the layers from max_window_layers on, and only with use_sliding_window.
-// Newer files repeat the outcome as layer_types, which must then agree.
+// Mistral: a window on every layer. Qwen: on the layers from max_window_layers on, and only with
+// use_sliding_window. Newer files repeat the outcome as layer_types, which must then agree.
 void ReadSlidingWindow(FieldReader& in, ModelConfig& config) {
   if (config.architecture == "LlamaForCausalLM") return;
   const int64_t window = in.Int("sliding_window", 1, kMaxPositions, 0);
@@ -227,7 +238,8 @@ void ReadSlidingWindow(FieldReader& in, ModelConfig& config) {
     return;
   }
   constexpr int64_t kMaxWindowLayersOfTransformers = 28;
-  const int64_t from_layer = in.Int("max_window_layers", 0, kMaxLayers, kMaxWindowLayersOfTransformers);
+  const int64_t from_layer =
+      in.Int("max_window_layers", 0, kMaxLayers, kMaxWindowLayersOfTransformers);
   if (in.Bool("use_sliding_window", false) && window > 0) {
     config.sliding_window = window;
     config.sliding_window_from_layer = from_layer;
@@ -236,11 +248,13 @@ void ReadSlidingWindow(FieldReader& in, ModelConfig& config) {
   if (types == nullptr || !in.status().ok()) return;
   bool agrees = types->is_array() && static_cast<int64_t>(types->size()) == config.num_layers;
   for (int64_t layer = 0; agrees && layer < config.num_layers; ++layer) {
-    agrees = (*types)[layer] == (config.SlidingWindow(layer) > 0 ? "sliding_attention" : "full_attention");
+    agrees = (*types)[layer] ==
+             (config.SlidingWindow(layer) > 0 ? "sliding_attention" : "full_attention");
   }
   if (!agrees) {
-    in.Unimplemented("layer_types", "differs from what num_hidden_layers, use_sliding_window, sliding_window and "
-                                    "max_window_layers say; only those patterns are supported");
+    in.Unimplemented("layer_types",
+                     "differs from what num_hidden_layers, use_sliding_window, sliding_window and "
+                     "max_window_layers say; only those patterns are supported");
   }
 }
 
@@ -256,15 +270,19 @@ void ReadVariant(FieldReader& in, ModelConfig& config) {
   config.tied_head = in.Bool("tie_word_embeddings", false);
   const std::string activation = in.String("hidden_act", "silu");
   if (activation != "silu" && activation != "swish") {
-    in.Unimplemented("hidden_act", absl::StrCat(Quoted(activation), " is not supported; must be \"silu\""));
+    in.Unimplemented("hidden_act",
+                     absl::StrCat(Quoted(activation), " is not supported; must be \"silu\""));
   }
   if (const Json* quantization = in.Find("quantization_config")) {
-    const auto method = quantization->is_object() ? quantization->find("quant_method") : quantization->end();
-    in.Unimplemented("quantization_config",
-                     absl::StrCat(quantization->is_object() && method != quantization->end() && method->is_string()
-                                      ? "quant_method " + Quoted(method->get<std::string>())
-                                      : std::string("this"),
-                                  " is not supported; use a checkpoint of float32, bfloat16 or float16 weights"));
+    const auto method =
+        quantization->is_object() ? quantization->find("quant_method") : quantization->end();
+    in.Unimplemented(
+        "quantization_config",
+        absl::StrCat(
+            quantization->is_object() && method != quantization->end() && method->is_string()
+                ? "quant_method " + Quoted(method->get<std::string>())
+                : std::string("this"),
+            " is not supported; use a checkpoint of float32, bfloat16 or float16 weights"));
   }
 }
 
@@ -279,8 +297,10 @@ void ReadDType(FieldReader& in, ModelConfig& config) {
   } else if (type == "float16") {
     config.dtype = DType::kF16;
   } else {
-    in.Unimplemented(field, absl::StrCat(Quoted(type), " is not supported; supported are \"float32\", \"bfloat16\" "
-                                                       "and \"float16\""));
+    in.Unimplemented(field,
+                     absl::StrCat(Quoted(type),
+                                  " is not supported; supported are \"float32\", \"bfloat16\" "
+                                  "and \"float16\""));
   }
 }
 
@@ -308,7 +328,8 @@ absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& model_dir) {
   const std::string path = model_dir + "/config.json";
   auto text = ReadTextFile(path, kMaxConfigBytes);
   if (absl::IsNotFound(text.status())) {
-    return absl::NotFoundError(absl::StrCat(path, ": not found; a model is the directory of a Hugging Face checkpoint"));
+    return absl::NotFoundError(
+        absl::StrCat(path, ": not found; a model is the directory of a Hugging Face checkpoint"));
   }
   RETURN_IF_ERROR(text.status());
   ASSIGN_OR_RETURN(ModelConfig config, ParseModelConfig(*text, path));
@@ -329,7 +350,8 @@ std::vector<double> RopeFrequencies(const ModelConfig& config) {
   const RopeScaling& scaling = config.rope_scaling;
   for (int64_t i = 0; i < config.head_dim; i += 2) {
     const double frequency =
-        1.0 / std::pow(config.rope_theta, static_cast<double>(i) / static_cast<double>(config.head_dim));
+        1.0 /
+        std::pow(config.rope_theta, static_cast<double>(i) / static_cast<double>(config.head_dim));
     if (scaling.original_max_position_embeddings == 0) {
       out.push_back(frequency);
       continue;

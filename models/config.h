@@ -1,5 +1,5 @@
-// ModelConfig: config.json of a Hugging Face decoder checkpoint as plain fields. Config decides, not subclasses: Llama
-// 2/3, Mistral, Qwen2 and Qwen3 are combinations of these fields.
+// ModelConfig: config.json of a Hugging Face decoder checkpoint as plain fields. Config decides,
+// not subclasses: Llama 2/3, Mistral, Qwen2 and Qwen3 are combinations of these fields.
 #pragma once
 
 #include <cstdint>
@@ -33,22 +33,24 @@ struct ModelConfig {
   double rms_norm_eps = 1e-5;
   double rope_theta = 10000.0;
   RopeScaling rope_scaling;
-  bool qkv_bias = false;        // Qwen2, or attention_bias
-  bool output_bias = false;     // attention_bias of Llama puts one on o_proj too
+  bool qkv_bias = false;     // Qwen2, or attention_bias
+  bool output_bias = false;  // attention_bias of Llama puts one on o_proj too
   bool mlp_bias = false;
-  bool qk_norm = false;         // Qwen3
-  bool tied_head = false;       // lm_head is the embedding
-  int64_t sliding_window = 0;   // 0 = none
+  bool qk_norm = false;                   // Qwen3
+  bool tied_head = false;                 // lm_head is the embedding
+  int64_t sliding_window = 0;             // 0 = none
   int64_t sliding_window_from_layer = 0;  // Qwen2: layers below max_window_layers see everything
-  DType dtype = DType::kF32;    // torch_dtype
-  int64_t bos_token_id = -1;    // -1 = none
+  DType dtype = DType::kF32;              // torch_dtype
+  int64_t bos_token_id = -1;              // -1 = none
   std::vector<int64_t> eos_token_ids;
 
-  int64_t SlidingWindow(int64_t layer) const { return layer >= sliding_window_from_layer ? sliding_window : 0; }
+  int64_t SlidingWindow(int64_t layer) const {
+    return layer >= sliding_window_from_layer ? sliding_window : 0;
+  }
 };
 
-// Parses the text of config.json; `name` is what error lines call the file. Sizes are bounded (absurd ones are refused
-// with the field's name) so that no later arithmetic overflows.
+// Parses the text of config.json; `name` is what error lines call the file. Sizes are bounded
+// (absurd ones are refused with the field's name) so that no later arithmetic overflows.
 absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& json, const std::string& name);
 // Reads DIR/config.json, and eos_token_id of DIR/generation_config.json when it is there.
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& model_dir);

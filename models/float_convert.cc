@@ -12,7 +12,8 @@
 namespace trireme {
 namespace {
 
-constexpr int64_t kPieceElements = 1024;  // passes through a buffer of 4 KiB, which stays in the first-level cache
+constexpr int64_t kPieceElements =
+    1024;  // passes through a buffer of 4 KiB, which stays in the first-level cache
 
 // Without these instructions every F16 costs a library call, about 5 ns.
 #if defined(__x86_64__)
@@ -24,7 +25,8 @@ bool HasF16c() {
 __attribute__((target("avx,f16c"))) int64_t WidenBy8(const F16* from, float* to, int64_t count) {
   int64_t i = 0;
   for (; i + 8 <= count; i += 8) {
-    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+    _mm256_storeu_ps(to + i,
+                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
   }
   return i;
 }
@@ -67,7 +69,8 @@ void Widen(DType type, const void* from, int64_t first, int64_t count, float* to
     for (int64_t i = WidenBlocks(in, to, count); i < count; ++i) to[i] = ToFloat(in[i]);
   } else {
     const F16* in = static_cast<const F16*>(from) + first;
-    for (int64_t i = HasF16c() ? WidenBy8(in, to, count) : 0; i < count; ++i) to[i] = ToFloat(in[i]);
+    for (int64_t i = HasF16c() ? WidenBy8(in, to, count) : 0; i < count; ++i)
+      to[i] = ToFloat(in[i]);
   }
 }
 

@@ -18,7 +18,8 @@ namespace {
 
 constexpr int kMaxDepth = 64;
 
-// Watches a parse through nlohmann's callback and remembers the first thing it should not have accepted.
+// Watches a parse through nlohmann's callback and remembers the first thing it should not have
+// accepted.
 class StrictnessWatch {
  public:
   bool operator()(int depth, nlohmann::json::parse_event_t event, nlohmann::json& parsed) {
@@ -111,9 +112,11 @@ absl::StatusOr<nlohmann::json> ParseJsonObject(const std::string& text, const st
     return absl::InvalidArgumentError(
         absl::StrCat(name, ": is not valid JSON (at byte ", error.byte, " of ", text.size(), ")"));
   } catch (const nlohmann::json::exception&) {
-    return absl::InvalidArgumentError(absl::StrCat(name, ": is not valid JSON (a number is out of range)"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, ": is not valid JSON (a number is out of range)"));
   }
-  if (watch.problem()) return absl::InvalidArgumentError(absl::StrCat(name, ": ", *watch.problem()));
+  if (watch.problem())
+    return absl::InvalidArgumentError(absl::StrCat(name, ": ", *watch.problem()));
   if (!value.is_object()) {
     return absl::InvalidArgumentError(
         absl::StrCat(name, ": is ", TypeOf(value), "; must be an object"));

@@ -1,5 +1,6 @@
-// Reading small JSON files that nobody vouches for: size and nesting are bounded, and a key that appears twice in one
-// object is an error (nlohmann::json alone would silently keep the last one). Any thread.
+// Reading small JSON files that nobody vouches for: size and nesting are bounded, and a key that
+// appears twice in one object is an error (nlohmann::json alone would silently keep the last one).
+// Any thread.
 #pragma once
 
 #include <cstdint>
@@ -10,11 +11,13 @@
 
 namespace trireme {
 
-// The bytes of a regular file. NotFound when it is not there, InvalidArgument when it is longer than max_bytes.
+// The bytes of a regular file. NotFound when it is not there, InvalidArgument when it is longer
+// than max_bytes.
 absl::StatusOr<std::string> ReadTextFile(const std::string& path, int64_t max_bytes);
 
-// The object that `text` spells. `name` is what error lines call the file. InvalidArgument for bad syntax (with the byte
-// offset), a duplicate key (with the key), nesting deeper than 64, and anything but an object at the top.
+// The object that `text` spells. `name` is what error lines call the file. InvalidArgument for bad
+// syntax (with the byte offset), a duplicate key (with the key), nesting deeper than 64, and
+// anything but an object at the top.
 absl::StatusOr<nlohmann::json> ParseJsonObject(const std::string& text, const std::string& name);
 
 // "a string", "an object", "null", ...: the JSON type of `value`, for error lines.

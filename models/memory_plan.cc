@@ -28,13 +28,16 @@ int64_t LayerElements(const LayerWeightSpecs& layer, int part, int parts) {
 }  // namespace
 
 std::vector<Range> StageLayers(const ModelConfig& config, int pp) {
-  CHECK(pp >= 1 && pp <= config.num_layers) << pp << " stages of " << config.num_layers << " layers";
+  CHECK(pp >= 1 && pp <= config.num_layers)
+      << pp << " stages of " << config.num_layers << " layers";
   const auto layer_cost = static_cast<double>(LayerElements(AnyLayer(config), 0, 1));
-  const auto head_cost = static_cast<double>(config.hidden_size * config.vocab_size + config.hidden_size);
+  const auto head_cost =
+      static_cast<double>(config.hidden_size * config.vocab_size + config.hidden_size);
   return SplitLayers(std::vector<double>(config.num_layers, layer_cost), pp, 0.0, head_cost);
 }
 
-std::vector<RankBytes> PlanRankBytes(const ModelConfig& config, const Topology& topology, DType dtype) {
+std::vector<RankBytes> PlanRankBytes(const ModelConfig& config, const Topology& topology,
+                                     DType dtype) {
   const std::vector<Range> stages = StageLayers(config, topology.pp_size);
   const LayerWeightSpecs layer = AnyLayer(config);
   ModelConfig one = config;
@@ -51,9 +54,11 @@ std::vector<RankBytes> PlanRankBytes(const ModelConfig& config, const Topology& 
     bytes.parameters = bytes.layers.size() * LayerElements(layer, tp, parts);
     if (first) bytes.parameters += PieceElements(specs.embedding, tp, parts);
     if (last) bytes.parameters += PieceElements(specs.final_norm, tp, parts);
-    if (last && !(first && config.tied_head)) bytes.parameters += PieceElements(specs.head, tp, parts);
+    if (last && !(first && config.tied_head))
+      bytes.parameters += PieceElements(specs.head, tp, parts);
     bytes.weight_bytes = bytes.parameters * size;
-    bytes.kv_bytes_per_token = 2 * bytes.layers.size() * PieceOfSpec(layer.k, tp, parts).size() * size;
+    bytes.kv_bytes_per_token =
+        2 * bytes.layers.size() * PieceOfSpec(layer.k, tp, parts).size() * size;
     out.push_back(bytes);
   }
   return out;
@@ -61,8 +66,8 @@ std::vector<RankBytes> PlanRankBytes(const ModelConfig& config, const Topology& 
 
 int64_t TotalParameters(const ModelConfig& config) {
   const int64_t vocabulary = config.vocab_size * config.hidden_size;
-  return config.num_layers * LayerElements(AnyLayer(config), 0, 1) + vocabulary * (config.tied_head ? 1 : 2) +
-         config.hidden_size;
+  return config.num_layers * LayerElements(AnyLayer(config), 0, 1) +
+         vocabulary * (config.tied_head ? 1 : 2) + config.hidden_size;
 }
 
 }  // namespace trireme

@@ -20,7 +20,8 @@ namespace {
 
 using Json = nlohmann::json;
 
-static_assert(std::endian::native == std::endian::little, "tensor data is little-endian and read as it is");
+static_assert(std::endian::native == std::endian::little,
+              "tensor data is little-endian and read as it is");
 
 constexpr int64_t kMaxHeaderBytes = 100'000'000;  // the limit of the reference implementation
 constexpr int64_t kPrefixBytes = 8;
@@ -31,12 +32,15 @@ struct StoredType {
   std::optional<DType> dtype;  // none: known, sized, but not one of ours
 };
 constexpr StoredType kStoredTypes[] = {
-    {"F32", 4, DType::kF32},  {"BF16", 2, DType::kBF16},    {"F16", 2, DType::kF16},
-    {"I32", 4, DType::kI32},  {"I64", 8, DType::kI64},      {"U8", 1, DType::kU8},
-    {"F64", 8, {}},           {"I8", 1, {}},                {"BOOL", 1, {}},
-    {"I16", 2, {}},           {"U16", 2, {}},               {"U32", 4, {}},
-    {"U64", 8, {}},           {"F8_E4M3", 1, {}},           {"F8_E5M2", 1, {}},
-    {"F8_E8M0", 1, {}},       {"F8_E4M3FNUZ", 1, {}},       {"F8_E5M2FNUZ", 1, {}},
+    {"F32", 4, DType::kF32}, {"BF16", 2, DType::kBF16},
+    {"F16", 2, DType::kF16}, {"I32", 4, DType::kI32},
+    {"I64", 8, DType::kI64}, {"U8", 1, DType::kU8},
+    {"F64", 8, {}},          {"I8", 1, {}},
+    {"BOOL", 1, {}},         {"I16", 2, {}},
+    {"U16", 2, {}},          {"U32", 4, {}},
+    {"U64", 8, {}},          {"F8_E4M3", 1, {}},
+    {"F8_E5M2", 1, {}},      {"F8_E8M0", 1, {}},
+    {"F8_E4M3FNUZ", 1, {}},  {"F8_E5M2FNUZ", 1, {}},
     {"C64", 8, {}},
 };
 
@@ -51,7 +55,8 @@ std::optional<std::vector<int64_t>> Extents(const Json& value) {
   if (!value.is_array()) return std::nullopt;
   std::vector<int64_t> out;
   for (const Json& item : value) {
-    if (!item.is_number_unsigned() || item.get<uint64_t>() > uint64_t{INT64_MAX}) return std::nullopt;
+    if (!item.is_number_unsigned() || item.get<uint64_t>() > uint64_t{INT64_MAX})
+      return std::nullopt;
     out.push_back(static_cast<int64_t>(item.get<uint64_t>()));
   }
   return out;
@@ -84,11 +89,12 @@ absl::StatusOr<TensorEntry> ParseEntry(const Json& value, int64_t data_begin, in
   const auto dims = Extents(*shape);
   if (!dims) return invalid("shape must be a list of integers from 0 to 2^63 - 1");
   const auto range = Extents(*offsets);
-  if (!range || range->size() != 2) return invalid("data_offsets must be two integers from 0 to 2^63 - 1");
+  if (!range || range->size() != 2)
+    return invalid("data_offsets must be two integers from 0 to 2^63 - 1");
   const int64_t begin = (*range)[0], end = (*range)[1];
   if (begin > end || end > data_bytes) {
-    return invalid("data_offsets [", begin, ", ", end, "] must be in order and within the ", data_bytes,
-                   " bytes of data; the file is cut short or its header is wrong");
+    return invalid("data_offsets [", begin, ", ", end, "] must be in order and within the ",
+                   data_bytes, " bytes of data; the file is cut short or its header is wrong");
   }
   const auto bytes = TensorBytes(*dims, type->bytes);
   if (!bytes) return invalid("the size of its shape overflows");
@@ -112,14 +118,16 @@ absl::Status CheckCoverage(const SafetensorsHeader& header, int64_t data_begin, 
   for (const auto& [entry, name] : order) {
     if (entry->begin != covered) {
       return absl::InvalidArgumentError(absl::StrCat(
-          file_name, ": tensor ", Quoted(*name), ": begins at data offset ", entry->begin - data_begin,
-          " where ", covered - data_begin, " is due: ", entry->begin < covered ? "tensors overlap" : "there is a hole"));
+          file_name, ": tensor ", Quoted(*name), ": begins at data offset ",
+          entry->begin - data_begin, " where ", covered - data_begin,
+          " is due: ", entry->begin < covered ? "tensors overlap" : "there is a hole"));
     }
     covered = entry->end;
   }
   if (covered != file_bytes) {
-    return absl::InvalidArgumentError(absl::StrCat(file_name, ": ", file_bytes - covered,
-                                                   " bytes follow the last tensor; there must be none"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(file_name, ": ", file_bytes - covered,
+                     " bytes follow the last tensor; there must be none"));
   }
   return absl::OkStatus();
 }
@@ -131,8 +139,9 @@ absl::Status ReadAt(int fd, const std::string& path, int64_t offset, int64_t byt
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return absl::ErrnoToStatus(errno, absl::StrCat(path, ": reading at byte ", offset));
     if (n == 0) {
-      return absl::DataLossError(absl::StrCat(path, ": ends at byte ", offset, ", ", bytes,
-                                              " bytes early: the file became shorter while it was read"));
+      return absl::DataLossError(
+          absl::StrCat(path, ": ends at byte ", offset, ", ", bytes,
+                       " bytes early: the file became shorter while it was read"));
     }
     out += n;
     offset += n;
@@ -143,16 +152,18 @@ absl::Status ReadAt(int fd, const std::string& path, int64_t offset, int64_t byt
 
 }  // namespace
 
-absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(const std::string& json, int64_t data_begin,
-                                                         int64_t file_bytes, const std::string& file_name) {
+absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(const std::string& json,
+                                                         int64_t data_begin, int64_t file_bytes,
+                                                         const std::string& file_name) {
   CHECK_GE(data_begin, 0);
   CHECK_GE(file_bytes, data_begin);
   ASSIGN_OR_RETURN(const Json object, ParseJsonObject(json, file_name));
   SafetensorsHeader header;
   for (const auto& [name, value] : object.items()) {
     if (name != "__metadata__") {
-      ASSIGN_OR_RETURN(header.tensors[name], ParseEntry(value, data_begin, file_bytes - data_begin,
-                                                        absl::StrCat(file_name, ": tensor ", Quoted(name), ": ")));
+      ASSIGN_OR_RETURN(header.tensors[name],
+                       ParseEntry(value, data_begin, file_bytes - data_begin,
+                                  absl::StrCat(file_name, ": tensor ", Quoted(name), ": ")));
       continue;
     }
     bool strings = value.is_object();
@@ -160,7 +171,8 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(const std::string& json
       for (const auto& [key, text] : value.items()) strings = strings && text.is_string();
     }
     if (!strings) {
-      return absl::InvalidArgumentError(absl::StrCat(file_name, ": __metadata__: must map strings to strings"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(file_name, ": __metadata__: must map strings to strings"));
     }
     for (const auto& [key, text] : value.items()) header.metadata[key] = text.get<std::string>();
   }
@@ -178,20 +190,23 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
   if (fstat(file->fd_, &info) != 0) return absl::ErrnoToStatus(errno, path);
   if (!S_ISREG(info.st_mode)) return absl::InvalidArgumentError(path + ": is not a regular file");
   if (info.st_size < kPrefixBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": has ", info.st_size, " bytes; a safetensors file has at least ", kPrefixBytes));
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ": has ", info.st_size, " bytes; a safetensors file has at least ", kPrefixBytes));
   }
   uint64_t header_bytes = 0;
   RETURN_IF_ERROR(ReadAt(file->fd_, path, 0, kPrefixBytes, &header_bytes));
-  const auto limit = static_cast<uint64_t>(std::min<int64_t>(info.st_size - kPrefixBytes, kMaxHeaderBytes));
+  const auto limit =
+      static_cast<uint64_t>(std::min<int64_t>(info.st_size - kPrefixBytes, kMaxHeaderBytes));
   if (header_bytes > limit) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": says its header has ", header_bytes, " bytes; at most ",
-                                                   limit, " are possible: not a safetensors file, or cut short"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": says its header has ", header_bytes, " bytes; at most ", limit,
+                     " are possible: not a safetensors file, or cut short"));
   }
   std::string json(header_bytes, '\0');
   RETURN_IF_ERROR(ReadAt(file->fd_, path, kPrefixBytes, header_bytes, json.data()));
-  ASSIGN_OR_RETURN(file->header_, ParseSafetensorsHeader(json, kPrefixBytes + static_cast<int64_t>(header_bytes),
-                                                         info.st_size, path));
+  ASSIGN_OR_RETURN(file->header_,
+                   ParseSafetensorsHeader(json, kPrefixBytes + static_cast<int64_t>(header_bytes),
+                                          info.st_size, path));
   return file;
 }
 

@@ -1,5 +1,6 @@
-// Reading and writing safetensors files (huggingface/safetensors, format 0.x): u64 little-endian header length, JSON
-// header, raw data. Headers are untrusted: every length, offset, dtype and shape is checked before use.
+// Reading and writing safetensors files (huggingface/safetensors, format 0.x): u64 little-endian
+// header length, JSON header, raw data. Headers are untrusted: every length, offset, dtype and
+// shape is checked before use.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +20,8 @@ struct TensorEntry {
   std::vector<int64_t> dims;
   int64_t begin = 0;  // byte offsets into the file (not into the data part)
   int64_t end = 0;
-  // The stored type ("F64", "F8_E4M3", ...) when it is one that DType lacks, else empty: such a tensor may be in the file
-  // as long as nobody asks for it. dtype means nothing then.
+  // The stored type ("F64", "F8_E4M3", ...) when it is one that DType lacks, else empty: such a
+  // tensor may be in the file as long as nobody asks for it. dtype means nothing then.
   std::string foreign_dtype = {};
 };
 
@@ -29,10 +30,12 @@ struct SafetensorsHeader {
   std::map<std::string, std::string> metadata;
 };
 
-// Parses the JSON header text. data_begin is where the data part starts in the file, file_bytes the file's size. Fails on
-// duplicated names, unknown dtypes, sizes that do not match shapes, offsets out of range, overlaps and holes.
-absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(const std::string& json, int64_t data_begin,
-                                                         int64_t file_bytes, const std::string& file_name);
+// Parses the JSON header text. data_begin is where the data part starts in the file, file_bytes the
+// file's size. Fails on duplicated names, unknown dtypes, sizes that do not match shapes, offsets
+// out of range, overlaps and holes.
+absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(const std::string& json,
+                                                         int64_t data_begin, int64_t file_bytes,
+                                                         const std::string& file_name);
 
 // An open file: header parsed, data read on demand with pread. Thread-safe after Open.
 class SafetensorsFile {
@@ -41,7 +44,8 @@ class SafetensorsFile {
   ~SafetensorsFile();
   const std::string& path() const { return path_; }
   const SafetensorsHeader& header() const { return header_; }
-  // Copies `bytes` bytes at file offset `offset` to dst. A short read (file changed under us) is an error.
+  // Copies `bytes` bytes at file offset `offset` to dst. A short read (file changed under us) is an
+  // error.
   absl::Status Read(int64_t offset, int64_t bytes, void* dst) const;
 
  private:
@@ -51,8 +55,9 @@ class SafetensorsFile {
   SafetensorsHeader header_;
 };
 
-// Streams tensors to a new file: declare all, then append data in the declared order, then Finish. Written to
-// `path.partial` and renamed by Finish, so that a full disk leaves no half file under the final name.
+// Streams tensors to a new file: declare all, then append data in the declared order, then Finish.
+// Written to `path.partial` and renamed by Finish, so that a full disk leaves no half file under
+// the final name.
 class SafetensorsWriter {
  public:
   struct Declared {
@@ -60,8 +65,8 @@ class SafetensorsWriter {
     DType dtype;
     std::vector<int64_t> dims;
   };
-  static absl::StatusOr<std::unique_ptr<SafetensorsWriter>> Create(const std::string& path,
-                                                                   const std::vector<Declared>& tensors);
+  static absl::StatusOr<std::unique_ptr<SafetensorsWriter>> Create(
+      const std::string& path, const std::vector<Declared>& tensors);
   ~SafetensorsWriter();
   absl::Status Append(const void* data, int64_t bytes);
   absl::Status Finish();

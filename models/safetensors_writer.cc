@@ -44,15 +44,16 @@ absl::Status WriteAll(int fd, const std::string& path, const void* data, int64_t
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(const std::string& path,
-                                                                             const std::vector<Declared>& tensors) {
+absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(
+    const std::string& path, const std::vector<Declared>& tensors) {
   nlohmann::json header = nlohmann::json::object();
   header["__metadata__"]["format"] = "pt";  // readers of the transformers library insist on it
   int64_t offset = 0;
   for (const Declared& tensor : tensors) {
     CHECK(!header.contains(tensor.name)) << tensor.name << " is declared twice";
     int64_t bytes = static_cast<int64_t>(SizeOf(tensor.dtype));
-    for (const int64_t dim : tensor.dims) CHECK(dim >= 0 && !__builtin_mul_overflow(bytes, dim, &bytes));
+    for (const int64_t dim : tensor.dims)
+      CHECK(dim >= 0 && !__builtin_mul_overflow(bytes, dim, &bytes));
     header[tensor.name] = {{"dtype", StoredName(tensor.dtype)},
                            {"shape", tensor.dims},
                            {"data_offsets", {offset, offset + bytes}}};

@@ -14,7 +14,8 @@ namespace trireme {
 namespace {
 
 constexpr int64_t kMaxIndexBytes = 100'000'000;
-constexpr int64_t kConvertChunkBytes = 1 << 20;  // stays in the second-level cache between read and conversion
+constexpr int64_t kConvertChunkBytes =
+    1 << 20;  // stays in the second-level cache between read and conversion
 
 bool Exists(const std::string& path) {
   struct stat info {};
@@ -23,7 +24,9 @@ bool Exists(const std::string& path) {
 
 std::string BaseName(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 
-std::string ShapeText(const std::vector<int64_t>& dims) { return absl::StrCat("[", absl::StrJoin(dims, ", "), "]"); }
+std::string ShapeText(const std::vector<int64_t>& dims) {
+  return absl::StrCat("[", absl::StrJoin(dims, ", "), "]");
+}
 
 bool SameShape(const Shape& shape, const std::vector<int64_t>& dims) {
   return std::equal(dims.begin(), dims.end(), shape.dims.begin(), shape.dims.begin() + shape.rank);
@@ -35,16 +38,20 @@ absl::StatusOr<std::map<std::string, std::string>> ReadWeightMap(const std::stri
   ASSIGN_OR_RETURN(const nlohmann::json index, ParseJsonObject(text, path));
   const auto map = index.find("weight_map");
   if (map == index.end() || !map->is_object() || map->empty()) {
-    return absl::InvalidArgumentError(path + ": weight_map: must be an object that maps tensor names to file names");
+    return absl::InvalidArgumentError(
+        path + ": weight_map: must be an object that maps tensor names to file names");
   }
   std::map<std::string, std::string> out;
   for (const auto& [name, value] : map->items()) {
     const std::string file = value.is_string() ? value.get<std::string>() : "";
-    // Only names of files in the checkpoint's own directory: an index must not make us read elsewhere.
+    // Only names of files in the checkpoint's own directory: an index must not make us read
+    // elsewhere.
     if (file.empty() || file == "." || file == ".." || file.find('/') != std::string::npos ||
         file.find('\0') != std::string::npos) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ": weight_map: ", Quoted(name), " must map to the plain "
-                                                     "name of a file in this directory, not ", Quoted(file)));
+      return absl::InvalidArgumentError(absl::StrCat(path, ": weight_map: ", Quoted(name),
+                                                     " must map to the plain "
+                                                     "name of a file in this directory, not ",
+                                                     Quoted(file)));
     }
     out[name] = file;
   }
@@ -52,16 +59,18 @@ absl::StatusOr<std::map<std::string, std::string>> ReadWeightMap(const std::stri
 }
 
 // Why a stored tensor cannot serve as `spec`, or empty.
-std::string Mismatch(const WeightSpec& spec, const SafetensorsFile& file, const TensorEntry& entry) {
+std::string Mismatch(const WeightSpec& spec, const SafetensorsFile& file,
+                     const TensorEntry& entry) {
   if (!entry.foreign_dtype.empty() || !IsFloat(entry.dtype)) {
-    return absl::StrCat("tensor ", Quoted(spec.name), " in ", BaseName(file.path()), " is of dtype ",
+    return absl::StrCat("tensor ", Quoted(spec.name), " in ", BaseName(file.path()),
+                        " is of dtype ",
                         entry.foreign_dtype.empty() ? Name(entry.dtype) : entry.foreign_dtype,
                         "; weights must be F32, BF16 or F16");
   }
   if (!SameShape(spec.shape, entry.dims)) {
     return absl::StrCat("tensor ", Quoted(spec.name), " in ", BaseName(file.path()), " has shape ",
-                        ShapeText(entry.dims), "; config.json asks for ", spec.shape.ToString(), " (", spec.fields,
-                        ")");
+                        ShapeText(entry.dims), "; config.json asks for ", spec.shape.ToString(),
+                        " (", spec.fields, ")");
   }
   return "";
 }
@@ -81,13 +90,16 @@ absl::StatusOr<std::unique_ptr<WeightLoader>> WeightLoader::Open(const std::stri
     ASSIGN_OR_RETURN(weight_map, ReadWeightMap(index));
     for (const auto& [name, file] : weight_map) shards.insert(file);
   } else {
-    return absl::NotFoundError(absl::StrCat(
-        model_dir, ": has neither model.safetensors nor model.safetensors.index.json; weights are read from these"));
+    return absl::NotFoundError(
+        absl::StrCat(model_dir,
+                     ": has neither model.safetensors nor model.safetensors.index.json; weights "
+                     "are read from these"));
   }
   for (const std::string& shard : shards) {
     auto file = SafetensorsFile::Open(absl::StrCat(model_dir, "/", shard));
     if (absl::IsNotFound(file.status())) {
-      return absl::NotFoundError(absl::StrCat(index, ": names the shard ", Quoted(shard), ", which is not in ", model_dir));
+      return absl::NotFoundError(absl::StrCat(index, ": names the shard ", Quoted(shard),
+                                              ", which is not in ", model_dir));
     }
     RETURN_IF_ERROR(file.status());
     loader->files_.push_back(std::move(*file));
@@ -95,8 +107,9 @@ absl::StatusOr<std::unique_ptr<WeightLoader>> WeightLoader::Open(const std::stri
     for (const auto& [name, entry] : opened->header().tensors) {
       const auto [at, added] = loader->tensors_.emplace(name, Located{opened, &entry});
       if (!added) {
-        return absl::InvalidArgumentError(absl::StrCat(model_dir, ": tensor ", Quoted(name), " is in both ",
-                                                       BaseName(at->second.file->path()), " and ", shard));
+        return absl::InvalidArgumentError(
+            absl::StrCat(model_dir, ": tensor ", Quoted(name), " is in both ",
+                         BaseName(at->second.file->path()), " and ", shard));
       }
       loader->total_bytes_ += entry.end - entry.begin;
     }
@@ -104,8 +117,8 @@ absl::StatusOr<std::unique_ptr<WeightLoader>> WeightLoader::Open(const std::stri
   for (const auto& [name, file] : weight_map) {
     const auto at = loader->tensors_.find(name);
     if (at == loader->tensors_.end() || BaseName(at->second.file->path()) != file) {
-      return absl::InvalidArgumentError(absl::StrCat(index, ": lists tensor ", Quoted(name), " in ", file,
-                                                     ", which does not hold it"));
+      return absl::InvalidArgumentError(absl::StrCat(index, ": lists tensor ", Quoted(name), " in ",
+                                                     file, ", which does not hold it"));
     }
   }
   return loader;
@@ -114,8 +127,8 @@ absl::StatusOr<std::unique_ptr<WeightLoader>> WeightLoader::Open(const std::stri
 absl::StatusOr<WeightLoader::Located> WeightLoader::Locate(const std::string& name) const {
   const auto at = tensors_.find(name);
   if (at != tensors_.end()) return at->second;
-  return absl::NotFoundError(absl::StrCat(model_dir_, ": tensor ", Quoted(name),
-                                          " is missing; config.json asks for it"));
+  return absl::NotFoundError(
+      absl::StrCat(model_dir_, ": tensor ", Quoted(name), " is missing; config.json asks for it"));
 }
 
 bool WeightLoader::Has(const std::string& name) const { return tensors_.contains(name); }
@@ -128,13 +141,15 @@ absl::Status WeightLoader::Check(const std::vector<WeightSpec>& specs) const {
     absl::Status problem = located.status();
     if (located.ok()) {
       const std::string mismatch = Mismatch(spec, *located->file, *located->entry);
-      if (!mismatch.empty()) problem = absl::InvalidArgumentError(absl::StrCat(model_dir_, ": ", mismatch));
+      if (!mismatch.empty())
+        problem = absl::InvalidArgumentError(absl::StrCat(model_dir_, ": ", mismatch));
     }
     problems += !problem.ok();
     first.Update(problem);
   }
   if (problems <= 1) return first;
-  return absl::Status(first.code(), absl::StrCat(first.message(), " (and ", problems - 1, " more tensors are wrong)"));
+  return absl::Status(first.code(), absl::StrCat(first.message(), " (and ", problems - 1,
+                                                 " more tensors are wrong)"));
 }
 
 absl::Status WeightLoader::Load(const WeightSpec& spec, int part, int parts, TensorView dst) {
@@ -158,7 +173,8 @@ absl::Status WeightLoader::Load(const WeightSpec& spec, int part, int parts, Ten
   const int64_t runs = columns ? spec.shape[0] : 1;
   const int64_t run = columns ? piece.size() : shape.elements();
   const int64_t row_elements = TensorView::RowElements(spec.shape);
-  const int64_t first = columns ? piece.begin : (spec.split == Split::kRows ? piece.begin * row_elements : 0);
+  const int64_t first =
+      columns ? piece.begin : (spec.split == Split::kRows ? piece.begin * row_elements : 0);
   const auto out_size = static_cast<int64_t>(SizeOf(dst.dtype));
   char* out = dst.as<char>();
   for (int64_t i = 0; i < runs; ++i) {

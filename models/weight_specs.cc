@@ -5,11 +5,13 @@ namespace trireme {
 namespace {
 
 // Cut along the heads: rows of q, columns of o.
-WeightSpec Heads(const std::string& name, Shape shape, Split split, int64_t head_dim, const std::string& fields) {
+WeightSpec Heads(const std::string& name, Shape shape, Split split, int64_t head_dim,
+                 const std::string& fields) {
   return {name, shape, split, head_dim, false, fields};
 }
 // Cut along the KV heads, of which there may be fewer than ranks.
-WeightSpec KvHeads(const std::string& name, Shape shape, int64_t head_dim, const std::string& fields) {
+WeightSpec KvHeads(const std::string& name, Shape shape, int64_t head_dim,
+                   const std::string& fields) {
   return {name, shape, Split::kRows, head_dim, true, fields};
 }
 WeightSpec Whole(const std::string& name, Shape shape, const std::string& fields) {
@@ -24,7 +26,8 @@ LayerWeightSpecs LayerSpecs(const ModelConfig& c, int64_t layer) {
   const std::string a = p + "self_attn.", m = p + "mlp.";
   const int64_t h = c.hidden_size, d = c.head_dim, f = c.intermediate_size;
   const int64_t q_rows = c.num_heads * d, kv_rows = c.num_kv_heads * d;
-  const std::string q_fields = "num_attention_heads * head_dim", kv_fields = "num_key_value_heads * head_dim";
+  const std::string q_fields = "num_attention_heads * head_dim",
+                    kv_fields = "num_key_value_heads * head_dim";
   LayerWeightSpecs out;
   out.input_norm = Whole(p + "input_layernorm.weight", {h}, "hidden_size");
   out.q = Heads(a + "q_proj.weight", {q_rows, h}, Split::kRows, d, q_fields + ", hidden_size");
@@ -59,20 +62,23 @@ LayerWeightSpecs LayerSpecs(const ModelConfig& c, int64_t layer) {
 DecoderWeightSpecs WeightSpecsOf(const ModelConfig& config) {
   const Shape vocabulary{config.vocab_size, config.hidden_size};
   DecoderWeightSpecs out;
-  out.embedding = Cut("model.embed_tokens.weight", vocabulary, Split::kRows, "vocab_size, hidden_size");
-  for (int64_t layer = 0; layer < config.num_layers; ++layer) out.layers.push_back(LayerSpecs(config, layer));
+  out.embedding =
+      Cut("model.embed_tokens.weight", vocabulary, Split::kRows, "vocab_size, hidden_size");
+  for (int64_t layer = 0; layer < config.num_layers; ++layer)
+    out.layers.push_back(LayerSpecs(config, layer));
   out.final_norm = Whole("model.norm.weight", {config.hidden_size}, "hidden_size");
-  out.head = config.tied_head ? out.embedding
-                              : Cut("lm_head.weight", vocabulary, Split::kRows, "vocab_size, hidden_size");
+  out.head = config.tied_head
+                 ? out.embedding
+                 : Cut("lm_head.weight", vocabulary, Split::kRows, "vocab_size, hidden_size");
   return out;
 }
 
 std::vector<WeightSpec> SpecsOfLayer(const LayerWeightSpecs& layer) {
   std::vector<WeightSpec> out;
   for (const WeightSpec* spec :
-       {&layer.input_norm, &layer.q, &layer.q_bias, &layer.k, &layer.k_bias, &layer.v, &layer.v_bias, &layer.q_norm,
-        &layer.k_norm, &layer.o, &layer.o_bias, &layer.post_norm, &layer.gate, &layer.gate_bias, &layer.up,
-        &layer.up_bias, &layer.down, &layer.down_bias}) {
+       {&layer.input_norm, &layer.q, &layer.q_bias, &layer.k, &layer.k_bias, &layer.v,
+        &layer.v_bias, &layer.q_norm, &layer.k_norm, &layer.o, &layer.o_bias, &layer.post_norm,
+        &layer.gate, &layer.gate_bias, &layer.up, &layer.up_bias, &layer.down, &layer.down_bias}) {
     if (!spec->name.empty()) out.push_back(*spec);
   }
   return out;
@@ -104,28 +110,32 @@ Range PieceOfSpec(const WeightSpec& spec, int part, int parts) {
 absl::Status CheckTensorParallel(const ModelConfig& config, const Topology& topology) {
   const int64_t tp = topology.tp_size;
   const auto why_not = [&config](int64_t parts) -> std::string {
-    if (config.num_heads % parts != 0) return absl::StrCat("num_attention_heads ", config.num_heads);
-    if (config.intermediate_size % parts != 0) return absl::StrCat("intermediate_size ", config.intermediate_size);
+    if (config.num_heads % parts != 0)
+      return absl::StrCat("num_attention_heads ", config.num_heads);
+    if (config.intermediate_size % parts != 0)
+      return absl::StrCat("intermediate_size ", config.intermediate_size);
     if (config.num_kv_heads % parts != 0 && parts % config.num_kv_heads != 0) {
       return absl::StrCat("num_key_value_heads ", config.num_kv_heads, " (nor is it a multiple)");
     }
     return "";
   };
   if (tp < 1 || topology.pp_size < 1 || topology.dp_size < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("--tp ", tp, " --pp ", topology.pp_size, " --dp ",
-                                                   topology.dp_size, ": each must be at least 1"));
+    return absl::InvalidArgumentError(absl::StrCat("--tp ", tp, " --pp ", topology.pp_size,
+                                                   " --dp ", topology.dp_size,
+                                                   ": each must be at least 1"));
   }
   if (const std::string reason = why_not(tp); !reason.empty()) {
     std::string allowed;
     for (int64_t parts = 1; parts <= config.num_heads; ++parts) {
       if (why_not(parts).empty()) absl::StrAppend(&allowed, allowed.empty() ? "" : ", ", parts);
     }
-    return absl::InvalidArgumentError(
-        absl::StrCat("--tp ", tp, " does not divide the model's ", reason, "; --tp can be ", allowed));
+    return absl::InvalidArgumentError(absl::StrCat("--tp ", tp, " does not divide the model's ",
+                                                   reason, "; --tp can be ", allowed));
   }
   if (topology.pp_size > config.num_layers) {
-    return absl::InvalidArgumentError(absl::StrCat("--pp ", topology.pp_size, " is more than the model's ",
-                                                   config.num_layers, " layers; every stage needs one"));
+    return absl::InvalidArgumentError(absl::StrCat("--pp ", topology.pp_size,
+                                                   " is more than the model's ", config.num_layers,
+                                                   " layers; every stage needs one"));
   }
   return absl::OkStatus();
 }

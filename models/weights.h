@@ -1,5 +1,6 @@
-// The only place that knows a checkpoint's tensor names and how each is cut over tensor-parallel ranks. Loader, inspect,
-// make-checkpoint and tests all read the one table that DecoderWeightSpecs returns.
+// The only place that knows a checkpoint's tensor names and how each is cut over tensor-parallel
+// ranks. Loader, inspect, make-checkpoint and tests all read the one table that DecoderWeightSpecs
+// returns.
 #pragma once
 
 #include <cstdint>
@@ -27,16 +28,17 @@ struct WeightSpec {
   std::string name;  // in the checkpoint
   Shape shape;       // of the whole tensor
   Split split = Split::kNone;
-  int64_t unit = 1;      // cuts fall on multiples of this (head_dim)
-  bool replicate = false;  // fewer units than ranks: unit i serves parts/units neighbouring ranks (KV heads)
+  int64_t unit = 1;  // cuts fall on multiples of this (head_dim)
+  bool replicate =
+      false;  // fewer units than ranks: unit i serves parts/units neighbouring ranks (KV heads)
   std::string fields = {};  // the config.json fields that the shape comes from, for error lines
 };
 
 // Which part of the model a tensor belongs to.
 struct LayerWeightSpecs {
   // An empty name means that this model has no such tensor.
-  WeightSpec input_norm, q, k, v, q_bias, k_bias, v_bias, q_norm, k_norm, o, o_bias, post_norm, gate, up, down, gate_bias,
-      up_bias, down_bias;
+  WeightSpec input_norm, q, k, v, q_bias, k_bias, v_bias, q_norm, k_norm, o, o_bias, post_norm,
+      gate, up, down, gate_bias, up_bias, down_bias;
 };
 struct DecoderWeightSpecs {
   WeightSpec embedding;                  // [V, H]
@@ -45,28 +47,32 @@ struct DecoderWeightSpecs {
   WeightSpec head;                       // [V, H]; the embedding again when tied
 };
 DecoderWeightSpecs WeightSpecsOf(const ModelConfig& config);
-// All specs of the whole model, in file order, without empty ones and without the tied head's second mention.
+// All specs of the whole model, in file order, without empty ones and without the tied head's
+// second mention.
 std::vector<WeightSpec> AllWeightSpecs(const ModelConfig& config);
 // The specs of one layer, in file order, without empty ones.
 std::vector<WeightSpec> SpecsOfLayer(const LayerWeightSpecs& layer);
 
-// InvalidArgument with the flag and the numbers when tp does not divide what it must (heads, intermediate size; KV heads
-// must divide or be divided by tp) or pp is more than the layers.
+// InvalidArgument with the flag and the numbers when tp does not divide what it must (heads,
+// intermediate size; KV heads must divide or be divided by tp) or pp is more than the layers.
 absl::Status CheckTensorParallel(const ModelConfig& config, const Topology& topology);
 
-// Rows (or columns) of a spec's tensor that `part` of `parts` holds. The vocabulary may be cut unevenly.
+// Rows (or columns) of a spec's tensor that `part` of `parts` holds. The vocabulary may be cut
+// unevenly.
 Range PieceOfSpec(const WeightSpec& spec, int part, int parts);
 
-// Opens DIR/model.safetensors, or the shards of DIR/model.safetensors.index.json; reads pieces. Only the bytes of a piece
-// are read from disk. Not thread-safe.
+// Opens DIR/model.safetensors, or the shards of DIR/model.safetensors.index.json; reads pieces.
+// Only the bytes of a piece are read from disk. Not thread-safe.
 class WeightLoader {
  public:
   static absl::StatusOr<std::unique_ptr<WeightLoader>> Open(const std::string& model_dir);
-  // That every spec is there with its shape and a float dtype: all problems of a checkpoint are found before anything is
-  // read. Tensors nobody asked for are ignored (rotary inv_freq and the like).
+  // That every spec is there with its shape and a float dtype: all problems of a checkpoint are
+  // found before anything is read. Tensors nobody asked for are ignored (rotary inv_freq and the
+  // like).
   absl::Status Check(const std::vector<WeightSpec>& specs) const;
   bool Has(const std::string& name) const;
-  // Copies this part's piece to dst (host memory, contiguous, the piece's shape; any float dtype: converted).
+  // Copies this part's piece to dst (host memory, contiguous, the piece's shape; any float dtype:
+  // converted).
   absl::Status Load(const WeightSpec& spec, int part, int parts, TensorView dst);
   // Bytes read from tensor data so far.
   int64_t bytes_read() const { return bytes_read_; }

@@ -55,7 +55,8 @@ class Backoff {
 
 // "CODE LENGTH MESSAGE" and then "LENGTH URL LENGTH VALUE" for every payload.
 std::string PackStatus(const absl::Status& status) {
-  std::string packed = absl::StrCat(status.raw_code(), " ", status.message().size(), " ", status.message());
+  std::string packed =
+      absl::StrCat(status.raw_code(), " ", status.message().size(), " ", status.message());
   status.ForEachPayload([&](absl::string_view url, const absl::Cord& value) {
     absl::StrAppend(&packed, url.size(), " ", url, value.size(), " ", std::string(value));
   });

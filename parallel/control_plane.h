@@ -38,8 +38,8 @@ class ControlPlane {
   // Everybody gets everybody's bytes, by rank.
   std::vector<std::string> AllGather(const std::string& bytes);
   void Barrier();
-  // All ranks get the same status: OK when all are, else the one of the lowest failing rank, payloads included. How an
-  // error that one rank found during load stops all of them.
+  // All ranks get the same status: OK when all are, else the one of the lowest failing rank,
+  // payloads included. How an error that one rank found during load stops all of them.
   absl::Status Agree(const absl::Status& status);
 
   // Ordered, reliable point-to-point messages between any two ranks, on a communicator of their

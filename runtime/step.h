@@ -51,7 +51,7 @@ struct StepPlan {
 struct StepResult {
   int64_t step = 0;
   std::vector<SampledToken> sampled{};  // one per chunk with kLast, in plan order
-  std::vector<float> logits{};         // [rows of kAll chunks, V], in plan order
+  std::vector<float> logits{};          // [rows of kAll chunks, V], in plan order
 };
 
 std::string Serialize(const StepPlan& plan);

@@ -33,7 +33,8 @@ Tensor FromHost(const TestDevice& device, const std::vector<T>& values) {
 }  // namespace
 
 double RandomValue(uint64_t seed, uint64_t i) {
-  uint64_t z = seed * 0xd1342543de82ef95u + i * 0x9e3779b97f4a7c15u + 0x632be59bd9b4e019u;  // splitmix64
+  uint64_t z =
+      seed * 0xd1342543de82ef95u + i * 0x9e3779b97f4a7c15u + 0x632be59bd9b4e019u;  // splitmix64
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   z ^= z >> 31;
@@ -61,12 +62,17 @@ Tensor TestDevice::Random(DType dtype, Shape shape, uint64_t seed, double scale)
   return tensor;
 }
 
-Tensor TestDevice::From(const std::vector<int32_t>& values) const { return FromHost(*this, values); }
-Tensor TestDevice::From(const std::vector<int64_t>& values) const { return FromHost(*this, values); }
+Tensor TestDevice::From(const std::vector<int32_t>& values) const {
+  return FromHost(*this, values);
+}
+Tensor TestDevice::From(const std::vector<int64_t>& values) const {
+  return FromHost(*this, values);
+}
 
 std::vector<DeviceCase> DeviceCases() {
   std::vector<DeviceCase> cases = {{1, 0, std::string(cpu::IsaAt(0).name) + "_1thread"}};
-  for (int i = 0; i < cpu::IsaCount(); ++i) cases.push_back({2, i, std::string(cpu::IsaAt(i).name) + "_2threads"});
+  for (int i = 0; i < cpu::IsaCount(); ++i)
+    cases.push_back({2, i, std::string(cpu::IsaAt(i).name) + "_2threads"});
   return cases;
 }
 
@@ -82,7 +88,9 @@ std::string CaseName(const ::testing::TestParamInfo<KernelCase>& info) {
   return info.param.device.name + "_" + Name(info.param.dtype);
 }
 
-KernelTest::KernelTest() : device_(GetParam().device.threads) { cpu::UseIsa(GetParam().device.isa); }
+KernelTest::KernelTest() : device_(GetParam().device.threads) {
+  cpu::UseIsa(GetParam().device.isa);
+}
 KernelTest::~KernelTest() { cpu::UseIsa(0); }
 
 std::vector<double> ToDoubles(ConstTensorView view) {
@@ -93,7 +101,8 @@ std::vector<double> ToDoubles(ConstTensorView view) {
 
 void FillRandom(TensorView view, uint64_t seed, double scale) {
   ForEach(view, [&](int64_t i, auto& element) {
-    element = FromFloat<std::decay_t<decltype(element)>>(static_cast<float>(scale * RandomValue(seed, i)));
+    element = FromFloat<std::decay_t<decltype(element)>>(
+        static_cast<float>(scale * RandomValue(seed, i)));
   });
 }
 
@@ -107,7 +116,8 @@ double UnitRoundoff(DType dtype) {
   return dtype == DType::kBF16 ? 0x1p-8 : dtype == DType::kF16 ? 0x1p-11 : 0x1p-24;
 }
 
-void ExpectClose(ConstTensorView actual, const std::vector<double>& expected, int64_t terms, double magnitude) {
+void ExpectClose(ConstTensorView actual, const std::vector<double>& expected, int64_t terms,
+                 double magnitude) {
   const std::vector<double> values = ToDoubles(actual);
   ASSERT_EQ(values.size(), expected.size());
   // Half-precision subnormals are 2^-24 apart.
@@ -117,13 +127,15 @@ void ExpectClose(ConstTensorView actual, const std::vector<double>& expected, in
     const double allowed = UnitRoundoff(actual.dtype) * std::abs(expected[i]) +
                            static_cast<double>(terms) * 0x1p-24 * magnitude + tiny;
     if (std::abs(values[i] - expected[i]) <= allowed) continue;  // false for NaN
-    ADD_FAILURE() << "element " << i << " is " << values[i] << ", must be " << expected[i] << " +- " << allowed;
+    ADD_FAILURE() << "element " << i << " is " << values[i] << ", must be " << expected[i] << " +- "
+                  << allowed;
     ++reported;
   }
 }
 
 void ExpectSameBits(ConstTensorView actual, ConstTensorView expected) {
-  ASSERT_TRUE(actual.shape == expected.shape) << actual.shape.ToString() << " against " << expected.shape.ToString();
+  ASSERT_TRUE(actual.shape == expected.shape)
+      << actual.shape.ToString() << " against " << expected.shape.ToString();
   ASSERT_TRUE(actual.dtype == expected.dtype);
   const size_t row_bytes = ConstTensorView::RowElements(actual.shape) * SizeOf(actual.dtype);
   for (int64_t r = 0; r < actual.dim(0); ++r) {
@@ -134,10 +146,12 @@ void ExpectSameBits(ConstTensorView actual, ConstTensorView expected) {
 
 std::string GoldenModel(const std::string& name) {
   const std::string root = TRIREME_SOURCE_DIR;
-  for (const std::string& folder : {root + "/examples/models/", root + "/tests/golden/", root + "/../shared/models/"}) {
+  for (const std::string& folder :
+       {root + "/examples/models/", root + "/tests/golden/", root + "/../shared/models/"}) {
     if (std::filesystem::exists(folder + name)) return folder + name;
   }
-  ADD_FAILURE() << "golden model " << name << " is in none of examples/models, tests/golden, ../shared/models";
+  ADD_FAILURE() << "golden model " << name
+                << " is in none of examples/models, tests/golden, ../shared/models";
   return root + "/tests/golden/" + name;
 }
 

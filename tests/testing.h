@@ -1,5 +1,5 @@
-// What tests share: random tensors that are the same everywhere, tolerances with their arithmetic, the devices to run
-// on, golden files and scratch directories.
+// What tests share: random tensors that are the same everywhere, tolerances with their arithmetic,
+// the devices to run on, golden files and scratch directories.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -14,7 +14,8 @@
 
 namespace trireme {
 
-// Value i of stream `seed`, uniform in [-1, 1): a hash of (seed, i), so the order of drawing never matters.
+// Value i of stream `seed`, uniform in [-1, 1): a hash of (seed, i), so the order of drawing never
+// matters.
 double RandomValue(uint64_t seed, uint64_t i);
 
 // A device under test and its stream.
@@ -44,7 +45,8 @@ struct DeviceCase {
 // All instruction sets of this processor with two threads, and the best one with one.
 std::vector<DeviceCase> DeviceCases();
 
-// Every (device case, activation dtype). The fixture opens the device and selects the instruction set.
+// Every (device case, activation dtype). The fixture opens the device and selects the instruction
+// set.
 struct KernelCase {
   DeviceCase device;
   DType dtype = DType::kF32;
@@ -68,14 +70,16 @@ void Fill(TensorView view, double value);
 // What one rounding to `dtype` may cost, relative: half the distance between neighbours.
 double UnitRoundoff(DType dtype);
 
-// |actual - expected| <= u(dtype of actual) |expected| + terms * 2^-24 * magnitude: one rounding of the result and an fp32
-// sum of `terms` products of that magnitude. For random signs the error of such a sum grows with the square root of
-// terms; the bound is linear, as if every product's rounding went the same way.
-void ExpectClose(ConstTensorView actual, const std::vector<double>& expected, int64_t terms, double magnitude);
+// |actual - expected| <= u(dtype of actual) |expected| + terms * 2^-24 * magnitude: one rounding of
+// the result and an fp32 sum of `terms` products of that magnitude. For random signs the error of
+// such a sum grows with the square root of terms; the bound is linear, as if every product's
+// rounding went the same way.
+void ExpectClose(ConstTensorView actual, const std::vector<double>& expected, int64_t terms,
+                 double magnitude);
 void ExpectSameBits(ConstTensorView actual, ConstTensorView expected);
 
-// Directory of a golden model: examples/models, tests/golden, or shared/models beside the repository. Fails the test
-// when it is nowhere.
+// Directory of a golden model: examples/models, tests/golden, or shared/models beside the
+// repository. Fails the test when it is nowhere.
 std::string GoldenModel(const std::string& name);
 
 // A directory that lives as long as the object.

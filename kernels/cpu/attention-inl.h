@@ -1,28 +1,31 @@
-// Streaming-softmax attention of one query block over the paged cache. Keys come in blocks of 32 that start at multiples
-// of 32 of the sequence, whatever the page size, the chunk of queries or the batch; a key that a row must not see gets
-// weight exactly 0, and a block of such keys changes nothing (e^0 is 1). So a row's result depends on its own sequence
-// only. Part of isa_kernels-inl.h.
+// Streaming-softmax attention of one query block over the paged cache. Keys come in blocks of 32
+// that start at multiples of 32 of the sequence, whatever the page size, the chunk of queries or
+// the batch; a key that a row must not see gets weight exactly 0, and a block of such keys changes
+// nothing (e^0 is 1). So a row's result depends on its own sequence only. Part of
+// isa_kernels-inl.h.
 namespace trireme::cpu::TRIREME_ISA {
 
 inline constexpr int64_t kKeys = 32;      // two vectors of scores a row
 inline constexpr float kMasked = -1e30f;  // finite, so that differences never are NaN
+
+// Rows i and i + kWidth: lanes with bit kWidth of the first change places with lanes without it of
+// the second.
+template <int kWidth, int... kLane>
+TRIREME_INLINE void Exchange(F32& a, F32& b, std::integer_sequence<int, kLane...>) {
+  const F32 low =
+      __builtin_shufflevector(a, b, ((kLane & kWidth) == 0 ? kLane : kLane - kWidth + kLanes)...);
+  b = __builtin_shufflevector(a, b, ((kLane & kWidth) == 0 ? kLane + kWidth : kLane + kLanes)...);
+  a = low;
+}
 
 // Lane j of row i becomes lane i of row j.
 TRIREME_INLINE void Transpose(F32 (&rows)[kLanes]) {
 #if defined(__AVX512F__)
   Unroll<4>([&](auto step) TRIREME_INLINE_LAMBDA {
     constexpr int kWidth = 8 >> step;
-    I32 low, high;  // lanes of the pair (a, b): constants once unrolled
-    Unroll<kLanes>([&](auto lane) TRIREME_INLINE_LAMBDA {
-      low[lane] = (lane & kWidth) == 0 ? lane : lane - kWidth + kLanes;
-      high[lane] = (lane & kWidth) == 0 ? lane + kWidth : lane + kLanes;
-    });
     Unroll<kLanes>([&](auto i) TRIREME_INLINE_LAMBDA {
-      if constexpr ((i & kWidth) == 0) {
-        const F32 a = rows[i], b = rows[i + kWidth];
-        rows[i] = __builtin_shuffle(a, b, low);
-        rows[i + kWidth] = __builtin_shuffle(a, b, high);
-      }
+      if constexpr ((i & kWidth) == 0)
+        Exchange<kWidth>(rows[i], rows[i + kWidth], std::make_integer_sequence<int, kLanes>{});
     });
   });
 #else
@@ -36,19 +39,21 @@ TRIREME_INLINE void Transpose(F32 (&rows)[kLanes]) {
 
 // Working memory of one query block; see AttentionScratchFloats.
 struct AttentionState {
-  int64_t d = 0;         // head_dim filled up to a multiple of kLanes
-  float* q = nullptr;    // [rows, d], scaled
-  float* out = nullptr;  // [rows, d], not yet divided by `total`
-  float* k = nullptr;    // [d, kKeys]
-  float* v = nullptr;    // [kKeys, d]
+  int64_t d = 0;           // head_dim filled up to a multiple of kLanes
+  float* q = nullptr;      // [rows, d], scaled
+  float* out = nullptr;    // [rows, d], not yet divided by `total`
+  float* k = nullptr;      // [d, kKeys]
+  float* v = nullptr;      // [kKeys, d]
   float* max = nullptr;    // [rows]
   float* total = nullptr;  // [rows]
   float* p = nullptr;      // [4, kKeys]
 };
 
-// Keys [first, first + count) of the sequence into state.k (transposed) and state.v; the rest of the block is zero.
+// Keys [first, first + count) of the sequence into state.k (transposed) and state.v; the rest of
+// the block is zero.
 template <typename T>
-TRIREME_INLINE void LoadKeys(const AttentionBlock& block, int64_t first, int64_t count, AttentionState& state) {
+TRIREME_INLINE void LoadKeys(const AttentionBlock& block, int64_t first, int64_t count,
+                             AttentionState& state) {
   const int64_t page_size = block.kv.k.shape.dims[1], head_dim = block.kv.k.shape.dims[3];
   const int64_t token_stride = block.kv.k.shape.dims[2] * head_dim;
   const int32_t* pages = Row<int32_t>(block.kv.page_tables, block.sequence);
@@ -66,10 +71,12 @@ TRIREME_INLINE void LoadKeys(const AttentionBlock& block, int64_t first, int64_t
       if (i0 + kLanes <= count && c + kLanes <= head_dim) [[likely]] {
         Unroll<kLanes>([&](auto i) TRIREME_INLINE_LAMBDA { rows[i] = Load(k[i0 + i] + c); });
       } else {
-        for (int64_t i = 0; i < kLanes; ++i) rows[i] = i0 + i < count ? Load(k[i0 + i] + c, head_dim - c) : F32{};
+        for (int64_t i = 0; i < kLanes; ++i)
+          rows[i] = i0 + i < count ? Load(k[i0 + i] + c, head_dim - c) : F32{};
       }
       Transpose(rows);
-      Unroll<kLanes>([&](auto i) TRIREME_INLINE_LAMBDA { Store(state.k + (c + i) * kKeys + i0, rows[i]); });
+      Unroll<kLanes>([&](auto i)
+                         TRIREME_INLINE_LAMBDA { Store(state.k + (c + i) * kKeys + i0, rows[i]); });
     }
     for (int64_t i = 0; i < kKeys; ++i) {
       Store(state.v + i * state.d + c, i < count ? Load(v[i] + c, head_dim - c) : F32{});
@@ -82,9 +89,11 @@ struct KeyRange {
   int64_t end;
 };
 
-// Scores of kRows rows against the block, their new maxima and weights, and the rescaled sums so far.
+// Scores of kRows rows against the block, their new maxima and weights, and the rescaled sums so
+// far.
 template <int kRows>
-TRIREME_INLINE void Weigh(const AttentionState& state, int64_t row, const KeyRange* ranges, int64_t first) {
+TRIREME_INLINE void Weigh(const AttentionState& state, int64_t row, const KeyRange* ranges,
+                          int64_t first) {
   F32 s[kRows][2] = {};
   const float* q = state.q + row * state.d;
   const int64_t d = state.d;
@@ -127,23 +136,28 @@ TRIREME_INLINE void Accumulate(const AttentionState& state, int64_t row, int64_t
   const float* v = state.v + column;
   const float* p = state.p;
   Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
-    Unroll<kVectors>([&](auto c) TRIREME_INLINE_LAMBDA { sums[r][c] = Load(out + r * d + c * kLanes); });
+    Unroll<kVectors>([&](auto c)
+                         TRIREME_INLINE_LAMBDA { sums[r][c] = Load(out + r * d + c * kLanes); });
   });
   for (int64_t i = 0; i < kKeys; ++i, v += d) {
     F32 values[kVectors];
     Unroll<kVectors>([&](auto c) TRIREME_INLINE_LAMBDA { values[c] = Load(v + c * kLanes); });
     Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
       const F32 weight = Splat(p[r * kKeys + i]);
-      Unroll<kVectors>([&](auto c) TRIREME_INLINE_LAMBDA { sums[r][c] = MulAdd(weight, values[c], sums[r][c]); });
+      Unroll<kVectors>([&](auto c) TRIREME_INLINE_LAMBDA {
+        sums[r][c] = MulAdd(weight, values[c], sums[r][c]);
+      });
     });
   }
   Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
-    Unroll<kVectors>([&](auto c) TRIREME_INLINE_LAMBDA { Store(out + r * d + c * kLanes, sums[r][c]); });
+    Unroll<kVectors>([&](auto c)
+                         TRIREME_INLINE_LAMBDA { Store(out + r * d + c * kLanes, sums[r][c]); });
   });
 }
 
 template <int kRows>
-[[gnu::noinline]] void RowsOverBlock(const AttentionState& state, int64_t row, const KeyRange* ranges, int64_t first) {
+[[gnu::noinline]] void RowsOverBlock(const AttentionState& state, int64_t row,
+                                     const KeyRange* ranges, int64_t first) {
   Weigh<kRows>(state, row, ranges, first);
   int64_t c = 0;
 #if defined(__AVX512F__)

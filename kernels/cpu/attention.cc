@@ -1,5 +1,6 @@
-// Paged attention: cuts a ragged batch into (sequence, query block, kv head) tasks; attention-inl.h computes one. The
-// query heads that share a kv head go through together, so each key and value is read once per group.
+// Paged attention: cuts a ragged batch into (sequence, query block, kv head) tasks; attention-inl.h
+// computes one. The query heads that share a kv head go through together, so each key and value is
+// read once per group.
 #include <algorithm>
 
 #include "kernels/cpu/cpu_ops.h"
@@ -10,7 +11,8 @@ namespace {
 // Query blocks of one sequence.
 int64_t Blocks(int64_t q_len, int64_t block_rows) { return (q_len + block_rows - 1) / block_rows; }
 
-void CheckSequences(const PagedKv& kv, ConstTensorView cu_q_lens, ConstTensorView kv_lens, int64_t tokens) {
+void CheckSequences(const PagedKv& kv, ConstTensorView cu_q_lens, ConstTensorView kv_lens,
+                    int64_t tokens) {
   const int32_t* cu = cu_q_lens.as<int32_t>();
   CHECK_EQ(cu[0], 0);
   CHECK_EQ(cu[kv_lens.dim(0)], tokens);
@@ -42,7 +44,8 @@ void PagedAttention(Stream& stream, ConstTensorView q, const PagedKv& kv, ConstT
     tasks += Blocks(q_len, block_rows) * kv_heads;
     work += q_len * kv_lens.as<int32_t>()[s] * q.dim(1);
   }
-  // A multiply-add or two a cycle and lane: 200,000 are about 5 us, what waking the workers has to be worth.
+  // A multiply-add or two a cycle and lane: 200,000 are about 5 us, what waking the workers has to
+  // be worth.
   const int64_t grain = work < 200000 ? tasks : 1;
   PoolOf(stream).ParallelFor(tasks, grain, [&](int64_t begin, int64_t end) {
     float* scratch = static_cast<float*>(

@@ -31,7 +31,9 @@ double PeakFlops(cpu::ThreadPool& pool, DType dtype) {
   const int64_t pieces = 64 * pool.threads();
   const double flops = cpu::BestIsa().peak_flops(dtype, kRounds) * static_cast<double>(pieces);
   return BestRate(flops, 0.25, [&] {
-    pool.ParallelFor(pieces, 1, [&](int64_t, int64_t) { cpu::BestIsa().peak_flops(dtype, kRounds); });
+    pool.ParallelFor(pieces, 1, [&](int64_t begin, int64_t end) {
+      cpu::BestIsa().peak_flops(dtype, kRounds * (end - begin));
+    });
   });
 }
 
@@ -43,12 +45,15 @@ absl::StatusOr<CpuCeilings> MeasureCpuCeilings(Stream& stream) {
   ASSIGN_OR_RETURN(Buffer buffer, stream.device().Allocate(kBytes));
   char* data = static_cast<char*>(buffer.data());
   // Written first: untouched pages would all be one page of zeros in the cache.
-  pool.ParallelFor(kBytes / kPiece, 1, [&](int64_t i, int64_t) { std::memset(data + i * kPiece, 1, kPiece); });
+  pool.ParallelFor(kBytes / kPiece, 1, [&](int64_t begin, int64_t end) {
+    std::memset(data + begin * kPiece, 1, (end - begin) * kPiece);
+  });
   CpuCeilings ceilings;
   std::atomic<float> sum{0};
   ceilings.read_bytes_per_s = BestRate(kBytes, 0.4, [&] {
-    pool.ParallelFor(kBytes / kPiece, 1, [&](int64_t i, int64_t) {
-      sum.store(cpu::BestIsa().read(data + i * kPiece, kPiece), std::memory_order_relaxed);
+    pool.ParallelFor(kBytes / kPiece, 1, [&](int64_t begin, int64_t end) {
+      sum.store(cpu::BestIsa().read(data + begin * kPiece, (end - begin) * kPiece),
+                std::memory_order_relaxed);
     });
   });
   ceilings.matmul_flops_f32 = PeakFlops(pool, DType::kF32);

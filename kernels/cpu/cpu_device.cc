@@ -36,11 +36,12 @@ int64_t MemoryBytes() {
   return bytes;
 }
 
-// Pages come zeroed from the system when first touched, by the thread that touches them; 2 MiB pages spare a streaming
-// read the walks of the page table.
+// Pages come zeroed from the system when first touched, by the thread that touches them; 2 MiB
+// pages spare a streaming read the walks of the page table.
 void* MapHuge(size_t bytes) {
   const size_t length = RoundUp(bytes, kHugePage);
-  void* raw = mmap(nullptr, length + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* raw =
+      mmap(nullptr, length + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (raw == MAP_FAILED) return nullptr;
   char* begin = static_cast<char*>(raw);
   char* aligned = reinterpret_cast<char*>(RoundUp(reinterpret_cast<size_t>(begin), kHugePage));
@@ -95,8 +96,8 @@ absl::StatusOr<Buffer> CpuDevice::Allocate(size_t bytes) {
       return Buffer(data, bytes, [](void* p, size_t) { std::free(p); });
     }
   }
-  return absl::ResourceExhaustedError(
-      absl::StrCat("device cpu: no memory for ", bytes, " bytes (the machine has ", spec_.memory_bytes, ")"));
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "device cpu: no memory for ", bytes, " bytes (the machine has ", spec_.memory_bytes, ")"));
 }
 
 absl::StatusOr<std::unique_ptr<Stream>> CpuDevice::NewStream() {
@@ -108,7 +109,8 @@ absl::StatusOr<std::unique_ptr<Stream>> CpuDevice::NewStream() {
 absl::StatusOr<std::unique_ptr<Device>> NewCpuDevice(int threads) {
   constexpr int kMaxThreads = 1024;
   if (threads < 0 || threads > kMaxThreads) {
-    return absl::InvalidArgumentError(absl::StrCat("--threads ", threads, ": must lie in 0 (all cores) to ", kMaxThreads));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--threads ", threads, ": must lie in 0 (all cores) to ", kMaxThreads));
   }
   return std::unique_ptr<Device>(new cpu::CpuDevice(threads == 0 ? cpu::UsableCores() : threads));
 }

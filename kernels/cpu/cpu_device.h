@@ -1,4 +1,5 @@
-// The CPU backend: host memory, oneDNN matmuls, own vectorised kernels for the rest. See device.h for the contract.
+// The CPU backend: host memory, oneDNN matmuls, own vectorised kernels for the rest. See device.h
+// for the contract.
 #pragma once
 
 #include <memory>

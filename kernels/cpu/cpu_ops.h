@@ -1,4 +1,5 @@
-// The CPU backend's ops as the op table wants them, and the stream behind them. Internal to kernels/cpu.
+// The CPU backend's ops as the op table wants them, and the stream behind them. Internal to
+// kernels/cpu.
 #pragma once
 
 #include "kernels/cpu/isa.h"
@@ -21,25 +22,34 @@ class CpuDevice final : public Device {
 };
 
 // REQUIRES: a stream of a CpuDevice; the op table makes sure.
-inline ThreadPool& PoolOf(Stream& stream) { return static_cast<CpuDevice&>(stream.device()).pool(); }
-
-// Rows a thread takes at a time, so that a chunk is worth waking a worker (1 to 5 us): 16 K elements, about 2 us.
-inline int64_t RowGrain(int64_t elements_per_row) {
-  constexpr int64_t kChunkElements = 16384;
-  return elements_per_row >= kChunkElements ? 1 : kChunkElements / (elements_per_row > 0 ? elements_per_row : 1);
+inline ThreadPool& PoolOf(Stream& stream) {
+  return static_cast<CpuDevice&>(stream.device()).pool();
 }
 
-void Embedding(Stream&, ConstTensorView token_ids, ConstTensorView table, int64_t vocab_begin, TensorView out);
+// Rows a thread takes at a time, so that a chunk is worth waking a worker (1 to 5 us): 16 K
+// elements, about 2 us.
+inline int64_t RowGrain(int64_t elements_per_row) {
+  constexpr int64_t kChunkElements = 16384;
+  return elements_per_row >= kChunkElements
+             ? 1
+             : kChunkElements / (elements_per_row > 0 ? elements_per_row : 1);
+}
+
+void Embedding(Stream&, ConstTensorView token_ids, ConstTensorView table, int64_t vocab_begin,
+               TensorView out);
 void RmsNorm(Stream&, ConstTensorView x, ConstTensorView weight, float eps, TensorView out);
-void AddRmsNorm(Stream&, TensorView residual, ConstTensorView delta, ConstTensorView weight, float eps, TensorView out);
+void AddRmsNorm(Stream&, TensorView residual, ConstTensorView delta, ConstTensorView weight,
+                float eps, TensorView out);
 void Add(Stream&, TensorView x, ConstTensorView delta);
 void SiluAndMul(Stream&, ConstTensorView gate_up, TensorView out);
 void GatherRows(Stream&, ConstTensorView x, ConstTensorView indices, TensorView out);
-void RopeAndStoreKv(Stream&, TensorView qkv, ConstTensorView positions, ConstTensorView slot_mapping,
-                    const RopeParams& rope, int64_t q_heads, const PagedKv& kv);
-void PagedAttention(Stream&, ConstTensorView q, const PagedKv& kv, ConstTensorView cu_q_lens, ConstTensorView kv_lens,
-                    const AttentionShape& shape, TensorView out);
+void RopeAndStoreKv(Stream&, TensorView qkv, ConstTensorView positions,
+                    ConstTensorView slot_mapping, const RopeParams& rope, int64_t q_heads,
+                    const PagedKv& kv);
+void PagedAttention(Stream&, ConstTensorView q, const PagedKv& kv, ConstTensorView cu_q_lens,
+                    ConstTensorView kv_lens, const AttentionShape& shape, TensorView out);
 void MatMul(Stream&, ConstTensorView x, const LinearWeight& w, ConstTensorView bias, TensorView y);
-absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream&, ConstTensorView weight, DType dtype);
+absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream&, ConstTensorView weight,
+                                                         DType dtype);
 
 }  // namespace trireme::cpu

@@ -30,8 +30,8 @@ TRIREME_INLINE void AddRow(T* x, const T* delta, int64_t n) {
   }
 }
 
-inline void RmsNormRows(ConstTensorView x, ConstTensorView weight, float eps, TensorView out, int64_t begin,
-                        int64_t end) {
+inline void RmsNormRows(ConstTensorView x, ConstTensorView weight, float eps, TensorView out,
+                        int64_t begin, int64_t end) {
   DispatchFloat(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     for (int64_t t = begin; t < end; ++t) {
@@ -40,14 +40,15 @@ inline void RmsNormRows(ConstTensorView x, ConstTensorView weight, float eps, Te
   });
 }
 
-inline void AddRmsNormRows(TensorView residual, ConstTensorView delta, ConstTensorView weight, float eps,
-                           TensorView out, int64_t begin, int64_t end) {
+inline void AddRmsNormRows(TensorView residual, ConstTensorView delta, ConstTensorView weight,
+                           float eps, TensorView out, int64_t begin, int64_t end) {
   const int64_t n = residual.shape.dims[1];
   DispatchFloat(residual.dtype, [&](auto zero) {
     using T = decltype(zero);
     for (int64_t t = begin; t < end; ++t) {
       AddRow(Row<T>(residual, t), Row<T>(delta, t), n);
-      NormRow(static_cast<const T*>(Row<T>(residual, t)), Row<T>(weight, 0), n, eps, Row<T>(out, t));
+      NormRow(static_cast<const T*>(Row<T>(residual, t)), Row<T>(weight, 0), n, eps,
+              Row<T>(out, t));
     }
   });
 }
@@ -75,9 +76,11 @@ inline void SiluAndMulRows(ConstTensorView gate_up, TensorView out, int64_t begi
   });
 }
 
-// One head: RMSNorm if `norm` is there, rotation of element i with i + d / 2, into `out` (which may be x).
+// One head: RMSNorm if `norm` is there, rotation of element i with i + d / 2, into `out` (which may
+// be x).
 template <typename T>
-TRIREME_INLINE void RotateHead(const T* x, const T* norm, float eps, const float* cos_sin, int64_t d, T* out) {
+TRIREME_INLINE void RotateHead(const T* x, const T* norm, float eps, const float* cos_sin,
+                               int64_t d, T* out) {
   const int64_t half = d / 2;
   const F32 scale = Splat(norm != nullptr ? InverseRms(x, d, eps) : 1.0f);
   for (int64_t i = 0; i < half; i += kLanes) {
@@ -93,25 +96,29 @@ TRIREME_INLINE void RotateHead(const T* x, const T* norm, float eps, const float
   }
 }
 
-inline void RopeAndStoreKvRows(TensorView qkv, ConstTensorView positions, ConstTensorView slot_mapping,
-                               const RopeParams& rope, int64_t q_heads, const PagedKv& kv, int64_t begin,
-                               int64_t end) {
-  const int64_t page_size = kv.k.shape.dims[1], kv_heads = kv.k.shape.dims[2], d = kv.k.shape.dims[3];
+inline void RopeAndStoreKvRows(TensorView qkv, ConstTensorView positions,
+                               ConstTensorView slot_mapping, const RopeParams& rope,
+                               int64_t q_heads, const PagedKv& kv, int64_t begin, int64_t end) {
+  const int64_t page_size = kv.k.shape.dims[1], kv_heads = kv.k.shape.dims[2],
+                d = kv.k.shape.dims[3];
   DispatchFloat(qkv.dtype, [&](auto zero) {
     using T = decltype(zero);
     const T* q_norm = static_cast<const T*>(rope.q_norm.data);
     const T* k_norm = static_cast<const T*>(rope.k_norm.data);
     for (int64_t t = begin; t < end; ++t) {
       T* row = Row<T>(qkv, t);
-      const float* cos_sin = Row<float>(rope.cos_sin, static_cast<const int32_t*>(positions.data)[t]);
-      for (int64_t h = 0; h < q_heads; ++h) RotateHead(row + h * d, q_norm, rope.norm_eps, cos_sin, d, row + h * d);
+      const float* cos_sin =
+          Row<float>(rope.cos_sin, static_cast<const int32_t*>(positions.data)[t]);
+      for (int64_t h = 0; h < q_heads; ++h)
+        RotateHead(row + h * d, q_norm, rope.norm_eps, cos_sin, d, row + h * d);
       const int64_t slot = static_cast<const int64_t*>(slot_mapping.data)[t];
       if (slot < 0) continue;
       const int64_t offset = slot % page_size * kv_heads * d;
       T* k = Row<T>(kv.k, slot / page_size) + offset;
       T* v = Row<T>(kv.v, slot / page_size) + offset;
       const T* k_in = row + q_heads * d;
-      for (int64_t h = 0; h < kv_heads; ++h) RotateHead(k_in + h * d, k_norm, rope.norm_eps, cos_sin, d, k + h * d);
+      for (int64_t h = 0; h < kv_heads; ++h)
+        RotateHead(k_in + h * d, k_norm, rope.norm_eps, cos_sin, d, k + h * d);
       __builtin_memcpy(v, k_in + kv_heads * d, kv_heads * d * sizeof(T));
     }
   });
@@ -122,7 +129,8 @@ inline void ToFloatRows(ConstTensorView x, float* out, int64_t begin, int64_t en
   DispatchFloat(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     for (int64_t t = begin; t < end; ++t) {
-      for (int64_t i = 0; i < n; i += kLanes) Store(out + t * n + i, Load(Row<T>(x, t) + i, n - i), n - i);
+      for (int64_t i = 0; i < n; i += kLanes)
+        Store(out + t * n + i, Load(Row<T>(x, t) + i, n - i), n - i);
     }
   });
 }

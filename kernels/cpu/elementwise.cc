@@ -1,25 +1,30 @@
-// Row-wise ops: shared out between threads here, computed by the instruction set's loops (elementwise-inl.h).
+// Row-wise ops: shared out between threads here, computed by the instruction set's loops
+// (elementwise-inl.h).
 #include <cstring>
 
 #include "kernels/cpu/cpu_ops.h"
 
 namespace trireme::cpu {
 
-void Embedding(Stream& stream, ConstTensorView token_ids, ConstTensorView table, int64_t vocab_begin, TensorView out) {
+void Embedding(Stream& stream, ConstTensorView token_ids, ConstTensorView table,
+               int64_t vocab_begin, TensorView out) {
   const size_t row_bytes = table.dim(1) * SizeOf(table.dtype);
-  const auto row = [](const auto& view, int64_t i) { return i * view.stride0 * static_cast<int64_t>(SizeOf(view.dtype)); };
+  const auto row = [](const auto& view, int64_t i) {
+    return i * view.stride0 * static_cast<int64_t>(SizeOf(view.dtype));
+  };
   const int32_t* ids = token_ids.as<int32_t>();
-  PoolOf(stream).ParallelFor(token_ids.dim(0), RowGrain(table.dim(1)), [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      char* to = out.as<char>() + row(out, t);
-      const int64_t id = ids[t] - vocab_begin;
-      if (id < 0 || id >= table.dim(0)) {
-        std::memset(to, 0, row_bytes);
-      } else {
-        std::memcpy(to, table.as<char>() + row(table, id), row_bytes);
-      }
-    }
-  });
+  PoolOf(stream).ParallelFor(token_ids.dim(0), RowGrain(table.dim(1)),
+                             [&](int64_t begin, int64_t end) {
+                               for (int64_t t = begin; t < end; ++t) {
+                                 char* to = out.as<char>() + row(out, t);
+                                 const int64_t id = ids[t] - vocab_begin;
+                                 if (id < 0 || id >= table.dim(0)) {
+                                   std::memset(to, 0, row_bytes);
+                                 } else {
+                                   std::memcpy(to, table.as<char>() + row(table, id), row_bytes);
+                                 }
+                               }
+                             });
 }
 
 void GatherRows(Stream& stream, ConstTensorView x, ConstTensorView indices, TensorView out) {
@@ -28,8 +33,10 @@ void GatherRows(Stream& stream, ConstTensorView x, ConstTensorView indices, Tens
   const int32_t* index = indices.as<int32_t>();
   PoolOf(stream).ParallelFor(indices.dim(0), RowGrain(x.dim(1)), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      CHECK(index[i] >= 0 && index[i] < x.dim(0)) << "gather index " << index[i] << " of " << x.dim(0) << " rows";
-      std::memcpy(out.as<char>() + i * out.stride0 * size, x.as<char>() + index[i] * x.stride0 * size, row_bytes);
+      CHECK(index[i] >= 0 && index[i] < x.dim(0))
+          << "gather index " << index[i] << " of " << x.dim(0) << " rows";
+      std::memcpy(out.as<char>() + i * out.stride0 * size,
+                  x.as<char>() + index[i] * x.stride0 * size, row_bytes);
     }
   });
 }
@@ -40,8 +47,8 @@ void RmsNorm(Stream& stream, ConstTensorView x, ConstTensorView weight, float ep
   });
 }
 
-void AddRmsNorm(Stream& stream, TensorView residual, ConstTensorView delta, ConstTensorView weight, float eps,
-                TensorView out) {
+void AddRmsNorm(Stream& stream, TensorView residual, ConstTensorView delta, ConstTensorView weight,
+                float eps, TensorView out) {
   PoolOf(stream).ParallelFor(out.dim(0), RowGrain(out.dim(1)), [&](int64_t begin, int64_t end) {
     BestIsa().add_rms_norm(residual, delta, weight, eps, out, begin, end);
   });
@@ -59,12 +66,14 @@ void SiluAndMul(Stream& stream, ConstTensorView gate_up, TensorView out) {
   });
 }
 
-void RopeAndStoreKv(Stream& stream, TensorView qkv, ConstTensorView positions, ConstTensorView slot_mapping,
-                    const RopeParams& rope, int64_t q_heads, const PagedKv& kv) {
+void RopeAndStoreKv(Stream& stream, TensorView qkv, ConstTensorView positions,
+                    ConstTensorView slot_mapping, const RopeParams& rope, int64_t q_heads,
+                    const PagedKv& kv) {
   const int64_t slots = kv.k.dim(0) * kv.k.dim(1);
   for (int64_t t = 0; t < qkv.dim(0); ++t) {
     const int32_t position = positions.as<int32_t>()[t];
-    CHECK(position >= 0 && position < rope.cos_sin.dim(0)) << "position " << position << " of row " << t;
+    CHECK(position >= 0 && position < rope.cos_sin.dim(0))
+        << "position " << position << " of row " << t;
     CHECK_LT(slot_mapping.as<int64_t>()[t], slots) << "slot of row " << t;
   }
   PoolOf(stream).ParallelFor(qkv.dim(0), RowGrain(qkv.dim(1)), [&](int64_t begin, int64_t end) {

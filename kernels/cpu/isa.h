@@ -1,5 +1,6 @@
-// The hot loops of the CPU backend, compiled once per instruction set (isa_*.cc), and the choice between them. Each
-// function does a range of rows, panels or heads on the calling thread; sharing out between threads is its caller's.
+// The hot loops of the CPU backend, compiled once per instruction set (isa_*.cc), and the choice
+// between them. Each function does a range of rows, panels or heads on the calling thread; sharing
+// out between threads is its caller's.
 #pragma once
 
 #include <cstdint>
@@ -10,23 +11,26 @@
 
 namespace trireme::cpu {
 
-// Columns of y = x W^T that lie together in a packed weight: 4 vectors of 16 floats, so that one row alone has four
-// independent sums to hide the latency of multiply-add, and six rows fill 24 of 32 vector registers.
+// Columns of y = x W^T that lie together in a packed weight: 4 vectors of 16 floats, so that one
+// row alone has four independent sums to hide the latency of multiply-add, and six rows fill 24 of
+// 32 vector registers.
 inline constexpr int64_t kPanelColumns = 64;
 // Rows whose sums one call of matmul_panel may hold: 192 * 64 floats are 48 KiB of scratch.
 inline constexpr int64_t kMatMulRows = 192;
 
-// One panel of a packed weight against some rows. Weight layout: panels of kPanelColumns columns (the last one filled up
-// with zeros); in a panel f32 and f16 lie as [K][column], bf16 as [K / 2][column][2] (K filled up to even), which is
-// what the bf16 dot-product instructions of x86 and Arm read.
+// One panel of a packed weight against some rows. Weight layout: panels of kPanelColumns columns
+// (the last one filled up with zeros); in a panel f32 and f16 lie as [K][column], bf16 as [K /
+// 2][column][2] (K filled up to even), which is what the bf16 dot-product instructions of x86 and
+// Arm read.
 struct MatMulPanel {
-  const void* x = nullptr;  // [rows, K]: weight type when bf16 is native and weights are bf16, else float
+  const void* x =
+      nullptr;  // [rows, K]: weight type when bf16 is native and weights are bf16, else float
   int64_t x_stride = 0;
   int64_t rows = 0;  // <= kMatMulRows
   const void* weights = nullptr;
   DType weight_type = DType::kF32;
   int64_t k = 0;
-  int64_t columns = 0;  // valid ones, <= kPanelColumns
+  int64_t columns = 0;     // valid ones, <= kPanelColumns
   ConstTensorView bias{};  // [columns] or empty
   TensorView y{};          // [rows, columns]
 };
@@ -49,16 +53,20 @@ inline constexpr int64_t kAttentionRows = 32;
 struct IsaKernels {
   const char* name;
   bool native_bf16;  // matmul_panel wants bf16 activations with bf16 weights
-  void (*rms_norm)(ConstTensorView x, ConstTensorView weight, float eps, TensorView out, int64_t begin, int64_t end);
-  void (*add_rms_norm)(TensorView residual, ConstTensorView delta, ConstTensorView weight, float eps, TensorView out,
-                       int64_t begin, int64_t end);
+  void (*rms_norm)(ConstTensorView x, ConstTensorView weight, float eps, TensorView out,
+                   int64_t begin, int64_t end);
+  void (*add_rms_norm)(TensorView residual, ConstTensorView delta, ConstTensorView weight,
+                       float eps, TensorView out, int64_t begin, int64_t end);
   void (*add)(TensorView x, ConstTensorView delta, int64_t begin, int64_t end);
   void (*silu_and_mul)(ConstTensorView gate_up, TensorView out, int64_t begin, int64_t end);
   void (*rope_and_store_kv)(TensorView qkv, ConstTensorView positions, ConstTensorView slot_mapping,
-                            const RopeParams& rope, int64_t q_heads, const PagedKv& kv, int64_t begin, int64_t end);
-  void (*to_float)(ConstTensorView x, float* out, int64_t begin, int64_t end);  // out [rows, columns], contiguous
-  void (*matmul_panel)(const MatMulPanel& panel, float* scratch);               // scratch [rows, kPanelColumns]
-  void (*attention)(const AttentionBlock& block, float* scratch);               // AttentionScratchFloats(D, rows)
+                            const RopeParams& rope, int64_t q_heads, const PagedKv& kv,
+                            int64_t begin, int64_t end);
+  void (*to_float)(ConstTensorView x, float* out, int64_t begin,
+                   int64_t end);  // out [rows, columns], contiguous
+  void (*matmul_panel)(const MatMulPanel& panel, float* scratch);  // scratch [rows, kPanelColumns]
+  void (*attention)(const AttentionBlock& block,
+                    float* scratch);  // AttentionScratchFloats(D, rows)
   // For ceilings: multiply-adds on registers only, and a sum over memory.
   double (*peak_flops)(DType dtype, int64_t rounds);  // gives the FLOPs done
   float (*read)(const void* data, int64_t bytes);     // bytes a multiple of 256
@@ -69,7 +77,8 @@ int64_t AttentionScratchFloats(int64_t head_dim, int64_t rows);
 
 // The one in use: the best this processor can run, unless a test chose another.
 const IsaKernels& BestIsa();
-// All this processor can run, best first. UseIsa is for tests, and for times when no op runs: packed weights stay valid.
+// All this processor can run, best first. UseIsa is for tests, and for times when no op runs:
+// packed weights stay valid.
 int IsaCount();
 const IsaKernels& IsaAt(int i);
 void UseIsa(int i);

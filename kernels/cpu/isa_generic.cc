@@ -1,5 +1,4 @@
-// The hot loops for any processor. Headers come before the target pragma, so that
-// nothing shared with other files is compiled for more than the build's baseline.
+// The hot loops for any processor, and for Arm, where the baseline has all that is used.
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/isa.h"
 

@@ -1,10 +1,10 @@
-// One panel of columns against a block of rows. Every element of y is one chain of multiply-adds in the order of k, in
-// every instruction set and for every number of rows: that is what makes a row's result independent of the batch. Part of
-// isa_kernels-inl.h.
+// One panel of columns against a block of rows. Every element of y is one chain of multiply-adds in
+// the order of k, in every instruction set and for every number of rows: that is what makes a row's
+// result independent of the batch. Part of isa_kernels-inl.h.
 namespace trireme::cpu::TRIREME_ISA {
 
-// Rows and 16-column vectors of sums that fit the registers: AVX-512 and Arm 6 x 4 (24 of 32, in 16-float units on
-// AVX-512); AVX2 6 x 1 (12 of 16 halves); SSE 2 x 1 (8 of 16 quarters).
+// Rows and 16-column vectors of sums that fit the registers: AVX-512 and Arm 6 x 4 (24 of 32, in
+// 16-float units on AVX-512); AVX2 6 x 1 (12 of 16 halves); SSE 2 x 1 (8 of 16 quarters).
 #if defined(__AVX512F__)
 inline constexpr int kTileRows = 6, kTileVectors = 4;
 #elif defined(__AVX2__) || defined(__aarch64__)
@@ -14,19 +14,21 @@ inline constexpr int kTileRows = 2, kTileVectors = 1;
 #endif
 inline constexpr int64_t kPanelVectors = kPanelColumns / kLanes;
 
-// Bytes of a panel that stay in the second-level cache while all row blocks pass over them: a quarter of 1 MiB. Sums are
-// kept in float between such stretches of k, which changes no bit.
+// Bytes of a panel that stay in the second-level cache while all row blocks pass over them: a
+// quarter of 1 MiB. Sums are kept in float between such stretches of k, which changes no bit.
 inline constexpr int64_t kStretchBytes = 256 * 1024;
 
 // sums[r][v] += x[r][k] * w[k][v] for k in [0, count). w walks kPanelColumns elements a k.
 template <typename W, int kRows, int kVectors>
-TRIREME_INLINE void Multiply(const float* x, int64_t x_stride, const W* w, int64_t count, F32 (&sums)[kRows][kVectors]) {
+TRIREME_INLINE void Multiply(const float* x, int64_t x_stride, const W* w, int64_t count,
+                             F32 (&sums)[kRows][kVectors]) {
   for (int64_t k = 0; k < count; ++k, w += kPanelColumns) {
     F32 b[kVectors];
     Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA { b[v] = Load(w + v * kLanes); });
     Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
       const F32 a = Splat(x[r * x_stride + k]);
-      Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA { sums[r][v] = MulAdd(a, b[v], sums[r][v]); });
+      Unroll<kVectors>([&](auto v)
+                           TRIREME_INLINE_LAMBDA { sums[r][v] = MulAdd(a, b[v], sums[r][v]); });
     });
   }
 }
@@ -44,7 +46,8 @@ TRIREME_INLINE void Multiply(const float* x, int64_t x_stride, const BF16* w, in
     });
     Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
       const F32 a = Splat(x[r * x_stride + k]);
-      Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA { sums[r][v] = MulAdd(a, b[v], sums[r][v]); });
+      Unroll<kVectors>([&](auto v)
+                           TRIREME_INLINE_LAMBDA { sums[r][v] = MulAdd(a, b[v], sums[r][v]); });
     });
   };
   int64_t k = 0;
@@ -61,7 +64,9 @@ TRIREME_INLINE void Multiply(const BF16* x, int64_t x_stride, const BF16* w, int
                              F32 (&sums)[kRows][kVectors]) {
   const auto step = [&](int64_t k, auto load_pair) TRIREME_INLINE_LAMBDA {
     __m512bh b[kVectors];
-    Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA { b[v] = (__m512bh)_mm512_loadu_si512(w + v * 2 * kLanes); });
+    Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA {
+      b[v] = (__m512bh)_mm512_loadu_si512(w + v * 2 * kLanes);
+    });
     Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
       const __m512bh a = (__m512bh)_mm512_set1_epi32(load_pair(x + r * x_stride + k));
       Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA {
@@ -90,17 +95,22 @@ template <int kRows, typename X, typename W>
     F32 tile[kRows][kVectors];
     float* at = sums + first * kLanes;
     Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
-      Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA { tile[r][v] = Load(at + r * kPanelColumns + v * kLanes); });
+      Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA {
+        tile[r][v] = Load(at + r * kPanelColumns + v * kLanes);
+      });
     });
     Multiply(x, x_stride, w + first * kLanes * kInterleave, count, tile);
     Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
-      Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA { Store(at + r * kPanelColumns + v * kLanes, tile[r][v]); });
+      Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA {
+        Store(at + r * kPanelColumns + v * kLanes, tile[r][v]);
+      });
     });
   }
 }
 
 template <typename X, typename W>
-TRIREME_INLINE void TileOf(int64_t rows, const X* x, int64_t x_stride, const W* w, int64_t count, float* sums) {
+TRIREME_INLINE void TileOf(int64_t rows, const X* x, int64_t x_stride, const W* w, int64_t count,
+                           float* sums) {
   switch (rows) {
     case 1:
       return Tile<1>(x, x_stride, w, count, sums);
@@ -126,8 +136,8 @@ inline void PanelSums(const MatMulPanel& panel, float* sums) {
   for (int64_t k = 0; k < panel.k; k += kStretch) {
     const int64_t count = Min(kStretch, panel.k - k);
     for (int64_t r = 0; r < panel.rows; r += kTileRows) {
-      TileOf(Min(kTileRows, panel.rows - r), x + r * panel.x_stride + k, panel.x_stride, w + k * kPanelColumns, count,
-             sums + r * kPanelColumns);
+      TileOf(Min(kTileRows, panel.rows - r), x + r * panel.x_stride + k, panel.x_stride,
+             w + k * kPanelColumns, count, sums + r * kPanelColumns);
     }
   }
 }

@@ -1,6 +1,7 @@
-// Linear layers on the CPU: own packed weights and own kernels (matmul-inl.h) instead of oneDNN. A general library picks
-// blockings by the number of rows, so a row's bits would depend on the batch; and at one row it leaves a third of the
-// memory bandwidth unused. tests/bench/op_bench.cc measures both.
+// Linear layers on the CPU: own packed weights and own kernels (matmul-inl.h) instead of oneDNN. A
+// general library picks blockings by the number of rows, so a row's bits would depend on the batch;
+// and at one row it leaves a third of the memory bandwidth unused. tests/bench/op_bench.cc measures
+// both.
 #include <algorithm>
 #include <type_traits>
 #include <vector>
@@ -41,14 +42,16 @@ void PackPanel(const ConstTensorView& weight, int64_t first, int64_t columns, To
   }
 }
 
-// x as the kernels want it: as it is, or as floats in memory that lives until the next call of this thread.
+// x as the kernels want it: as it is, or as floats in memory that lives until the next call of this
+// thread.
 struct Activations {
   const void* data;
   int64_t stride;
   int64_t element_bytes;
 };
 Activations PrepareActivations(ThreadPool& pool, const ConstTensorView& x, DType weight_type) {
-  const bool native = x.dtype == DType::kF32 || (weight_type == DType::kBF16 && BestIsa().native_bf16);
+  const bool native =
+      x.dtype == DType::kF32 || (weight_type == DType::kBF16 && BestIsa().native_bf16);
   if (native) return {x.data, x.stride0, static_cast<int64_t>(SizeOf(x.dtype))};
   thread_local std::vector<float> converted;
   if (converted.size() < static_cast<size_t>(x.elements())) converted.resize(x.elements());
@@ -60,54 +63,66 @@ Activations PrepareActivations(ThreadPool& pool, const ConstTensorView& x, DType
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTensorView weight, DType dtype) {
+absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTensorView weight,
+                                                         DType dtype) {
   auto packed = std::make_unique<PackedLinear>();
   packed->n = weight.dim(0);
   packed->k = weight.dim(1);
   packed->dtype = dtype;
   const int64_t panels = (packed->n + kPanelColumns - 1) / kPanelColumns;
-  packed->panel_bytes = PaddedK(packed->k, dtype) * kPanelColumns * static_cast<int64_t>(SizeOf(dtype));
+  packed->panel_bytes =
+      PaddedK(packed->k, dtype) * kPanelColumns * static_cast<int64_t>(SizeOf(dtype));
   packed->bytes = panels * packed->panel_bytes;
   ASSIGN_OR_RETURN(packed->buffer, stream.device().Allocate(packed->bytes));
-  PoolOf(stream).ParallelFor(panels, RowGrain(kPanelColumns * packed->k), [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      char* panel = static_cast<char*>(packed->buffer.data()) + p * packed->panel_bytes;
-      const int64_t columns = std::min(kPanelColumns, packed->n - p * kPanelColumns);
-      DispatchFloat(weight.dtype, [&](auto from) {
-        DispatchFloat(dtype, [&](auto to) {
-          PackPanel<decltype(from)>(weight, p * kPanelColumns, columns, reinterpret_cast<decltype(to)*>(panel));
-        });
+  PoolOf(stream).ParallelFor(
+      panels, RowGrain(kPanelColumns * packed->k), [&](int64_t begin, int64_t end) {
+        for (int64_t p = begin; p < end; ++p) {
+          char* panel = static_cast<char*>(packed->buffer.data()) + p * packed->panel_bytes;
+          const int64_t columns = std::min(kPanelColumns, packed->n - p * kPanelColumns);
+          DispatchFloat(weight.dtype, [&](auto from) {
+            DispatchFloat(dtype, [&](auto to) {
+              PackPanel<decltype(from)>(weight, p * kPanelColumns, columns,
+                                        reinterpret_cast<decltype(to)*>(panel));
+            });
+          });
+        }
       });
-    }
-  });
   return std::unique_ptr<LinearWeight>(std::move(packed));
 }
 
-void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias, TensorView y) {
+void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
+            TensorView y) {
   const PackedLinear& packed = static_cast<const PackedLinear&>(w);
   ThreadPool& pool = PoolOf(stream);
   const int64_t rows = x.dim(0), panels = (w.n + kPanelColumns - 1) / kPanelColumns;
   if (rows == 0) return;
   const Activations activations = PrepareActivations(pool, x, w.dtype);
-  // Four tasks a thread even out cores of unequal speed; panels are cut by rows only where there are too few of them.
+  // Four tasks a thread even out cores of unequal speed; panels are cut by rows only where there
+  // are too few of them.
   const int64_t wanted = 4 * pool.threads();
   int64_t block = std::min(rows, kMatMulRows);
-  while (panels * ((rows + block - 1) / block) < wanted && block > 24) block = std::max<int64_t>(24, block / 12 * 6);
+  while (panels * ((rows + block - 1) / block) < wanted && block > 24)
+    block = std::max<int64_t>(24, block / 12 * 6);
   const int64_t row_blocks = (rows + block - 1) / block, tasks = panels * row_blocks;
   // A task below 5 us is not worth a worker: 200,000 multiply-adds or 100 KB of weights.
-  const int64_t task_cost = std::max(packed.panel_bytes / 100, w.k * kPanelColumns * block / 200) / 10;
+  const int64_t task_cost =
+      std::max(packed.panel_bytes / 100, w.k * kPanelColumns * block / 200) / 10;
   const int64_t smallest = std::max<int64_t>(1, 100 / std::max<int64_t>(1, task_cost));
   const int64_t grain = std::max(smallest, rows == 1 ? tasks / (2 * wanted) : 1);
   pool.ParallelFor(tasks, grain, [&](int64_t begin, int64_t end) {
     float* scratch = static_cast<float*>(Scratch(sizeof(float) * block * kPanelColumns));
     MatMulPanel panel{.x_stride = activations.stride, .weight_type = w.dtype, .k = w.k};
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t p = task / row_blocks, row = task % row_blocks * block, column = p * kPanelColumns;
-      panel.x = static_cast<const char*>(activations.data) + row * activations.stride * activations.element_bytes;
+      const int64_t p = task / row_blocks, row = task % row_blocks * block,
+                    column = p * kPanelColumns;
+      panel.x = static_cast<const char*>(activations.data) +
+                row * activations.stride * activations.element_bytes;
       panel.rows = std::min(block, rows - row);
       panel.weights = static_cast<const char*>(packed.buffer.data()) + p * packed.panel_bytes;
       panel.columns = std::min(kPanelColumns, w.n - column);
-      if (bias) panel.bias = ConstTensorView(bias.as<char>() + column * SizeOf(bias.dtype), bias.dtype, {panel.columns});
+      if (bias)
+        panel.bias = ConstTensorView(bias.as<char>() + column * SizeOf(bias.dtype), bias.dtype,
+                                     {panel.columns});
       panel.y = y.Rows(row, panel.rows).Columns(column, panel.columns);
       BestIsa().matmul_panel(panel, scratch);
     }

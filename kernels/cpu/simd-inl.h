@@ -1,6 +1,7 @@
-// Sixteen floats at a time, on any instruction set: GCC vectors, which the compiler splits where registers are shorter.
-// The same lanes and the same order of sums everywhere. Part of isa_kernels-inl.h; uses no standard-library templates,
-// since those would be compiled for this instruction set and might be linked into code for an older one.
+// Sixteen floats at a time, on any instruction set: GCC vectors, which the compiler splits where
+// registers are shorter. The same lanes and the same order of sums everywhere. Part of
+// isa_kernels-inl.h; uses no standard-library templates, since those would be compiled for this
+// instruction set and might be linked into code for an older one.
 namespace trireme::cpu::TRIREME_ISA {
 
 #define TRIREME_INLINE [[gnu::always_inline]] inline
@@ -21,8 +22,9 @@ TRIREME_INLINE int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 TRIREME_INLINE int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
 TRIREME_INLINE F32 Splat(float x) { return F32{} + x; }
 
-// a * b + c, rounded once where the instruction set can. Explicit, because a compiler that fuses as it sees fit does so
-// differently in each inlined copy, and two ops that share a loop would differ in the last bit.
+// a * b + c, rounded once where the instruction set can. Explicit, because a compiler that fuses as
+// it sees fit does so differently in each inlined copy, and two ops that share a loop would differ
+// in the last bit.
 TRIREME_INLINE F32 MulAdd(F32 a, F32 b, F32 c) {
 #if defined(__AVX512F__)
   return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -43,8 +45,9 @@ TRIREME_INLINE F32 MulAdd(F32 a, F32 b, F32 c) {
 }
 TRIREME_INLINE F32 Lanes() { return F32{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 
-// f(0), f(1), ..., f(kCount - 1) with constants for arguments. The compiler keeps a small array of vectors in registers
-// only when all indices are constants before its loop passes run, which an unroll pragma does not give.
+// f(0), f(1), ..., f(kCount - 1) with constants for arguments. The compiler keeps a small array of
+// vectors in registers only when all indices are constants before its loop passes run, which an
+// unroll pragma does not give.
 template <int kValue>
 struct Index {
   [[gnu::always_inline]] constexpr operator int() const { return kValue; }
@@ -83,8 +86,9 @@ TRIREME_INLINE F32 Load(const F16* p) {
 #if defined(__AVX512F__)
   return (F32)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__F16C__)
-  const __m256 half[2] = {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
-                          _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+  const __m256 half[2] = {
+      _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+      _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
   F32 v;
   __builtin_memcpy(&v, half, sizeof(v));
   return v;
@@ -106,12 +110,15 @@ TRIREME_INLINE void Store(BF16* p, F32 v) {
 }
 TRIREME_INLINE void Store(F16* p, F32 v) {
 #if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__F16C__)
   __m256 half[2];
   __builtin_memcpy(half, &v, sizeof(v));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(half[0], _MM_FROUND_TO_NEAREST_INT));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(half[1], _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph(half[0], _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8),
+                   _mm256_cvtps_ph(half[1], _MM_FROUND_TO_NEAREST_INT));
 #else
   for (int i = 0; i < kLanes; ++i) p[i] = FromFloat<F16>(v[i]);
 #endif
@@ -120,14 +127,16 @@ TRIREME_INLINE void Store(F16* p, F32 v) {
 // The first n lanes, n >= 1; the others read as zero and are not written.
 template <typename T>
 TRIREME_INLINE F32 Load(const T* p, int64_t n) {
-  if (n >= kLanes) [[likely]] return Load(p);
+  if (n >= kLanes) [[likely]]
+    return Load(p);
   T lanes[kLanes] = {};
   for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
   return Load(lanes);
 }
 template <typename T>
 TRIREME_INLINE void Store(T* p, F32 v, int64_t n) {
-  if (n >= kLanes) [[likely]] return Store(p, v);
+  if (n >= kLanes) [[likely]]
+    return Store(p, v);
   T lanes[kLanes];
   Store(lanes, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
@@ -151,12 +160,13 @@ TRIREME_INLINE float MaxLane(F32 v) {
   return a[0];
 }
 
-// e^x, relative error below 2e-7 for -87 <= x <= 88 (Cephes' expf polynomial on |r| <= ln2 / 2); 0 below, e^88 above.
-// Exp(0) is exactly 1, which attention relies on.
+// e^x, relative error below 2e-7 for -87 <= x <= 88 (Cephes' expf polynomial on |r| <= ln2 / 2); 0
+// below, e^88 above. Exp(0) is exactly 1, which attention relies on.
 TRIREME_INLINE F32 Exp(F32 x) {
   const F32 small = Splat(-87.0f), large = Splat(88.0f);
   const F32 clamped = x > large ? large : (x < small ? small : x);
-  const F32 magic = Splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
+  const F32 magic =
+      Splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
   const F32 shifted = MulAdd(clamped, Splat(1.44269504088896341f), magic);
   const F32 n = shifted - magic;
   F32 r = MulAdd(n, Splat(-0.693359375f), clamped);

@@ -10,8 +10,9 @@
 namespace trireme::cpu {
 namespace {
 
-// Ops of a step follow one another within microseconds: a worker looks for the next loop that long before it sleeps.
-// 2000 rounds of 16 pauses are about 100 us to 1 ms (a pause is 4 to 140 cycles); every 32nd round yields the core.
+// Ops of a step follow one another within microseconds: a worker looks for the next loop that long
+// before it sleeps. 2000 rounds of 16 pauses are about 100 us to 1 ms (a pause is 4 to 140 cycles);
+// every 32nd round yields the core.
 constexpr int kSpinRounds = 2000;
 
 inline void Pause() {
@@ -66,7 +67,8 @@ void ThreadPool::Run(Function call, void* context, int64_t n, int64_t grain) {
   epoch_.fetch_add(1, std::memory_order_seq_cst);
   epoch_.notify_all();
   TakeChunks();
-  // Closed first: a worker that wakes only now finds nothing to enter, and only those inside are waited for.
+  // Closed first: a worker that wakes only now finds nothing to enter, and only those inside are
+  // waited for.
   uint32_t state = state_.fetch_and(~kOpen, std::memory_order_acq_rel) & ~kOpen;
   for (int round = 0; state != 0; ++round) {
     Pause();

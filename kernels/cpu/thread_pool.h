@@ -1,8 +1,10 @@
-// The threads of one CPU device. Ops call ParallelFor; small work runs on the caller alone. Which thread runs which chunk
-// is left to chance, so a chunk's result must not depend on where the cuts lie.
+// The threads of one CPU device. Ops call ParallelFor; small work runs on the caller alone. Which
+// thread runs which chunk is left to chance, so a chunk's result must not depend on where the cuts
+// lie.
 //
-// Own threads instead of OpenMP: ThreadSanitizer understands them, a device owns them, and a worker that the system has
-// put aside never delays a loop whose chunks are all taken (ranks often outnumber cores).
+// Own threads instead of OpenMP: ThreadSanitizer understands them, a device owns them, and a worker
+// that the system has put aside never delays a loop whose chunks are all taken (ranks often
+// outnumber cores).
 #pragma once
 
 #include <atomic>
@@ -25,8 +27,8 @@ class ThreadPool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls body(begin, end) for pieces of at most `grain` that cover [0, n) once. Any thread may call; while one caller
-  // has the workers, others run their loops alone.
+  // Calls body(begin, end) for pieces of at most `grain` that cover [0, n) once. Any thread may
+  // call; while one caller has the workers, others run their loops alone.
   template <typename Body>
   void ParallelFor(int64_t n, int64_t grain, Body&& body) {
     if (n <= 0) return;
@@ -61,8 +63,8 @@ class ThreadPool {
   std::vector<std::thread> workers_;
 };
 
-// The calling thread's scratch memory, 64-byte aligned, contents undefined, valid until its next call. Grows, never
-// shrinks, so that a step in steady state allocates nothing.
+// The calling thread's scratch memory, 64-byte aligned, contents undefined, valid until its next
+// call. Grows, never shrinks, so that a step in steady state allocates nothing.
 void* Scratch(size_t bytes);
 
 }  // namespace trireme::cpu

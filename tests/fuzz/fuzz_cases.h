@@ -24,8 +24,8 @@ inline constexpr uint64_t kFuzzCases = TRIREME_FUZZ_CASES / 10;
 inline constexpr uint64_t kFuzzCases = TRIREME_FUZZ_CASES;
 #endif
 
-// `check` takes a mutated input and the seed's index and returns whether the parser accepted it. Both outcomes must occur,
-// or the mutations are too tame or too wild to test anything.
+// `check` takes a mutated input and the seed's index and returns whether the parser accepted it.
+// Both outcomes must occur, or the mutations are too tame or too wild to test anything.
 template <typename Check>
 void RunFuzzCases(const Mutator& mutator, uint64_t cases, Check check) {
   uint64_t accepted = 0;

@@ -43,13 +43,14 @@ bool CheckSafetensorsImage(const std::string& image, int64_t file_bytes) {
     CHECK(entry.begin >= 8 && entry.begin <= entry.end && entry.end <= file_bytes) << name;
     if (entry.foreign_dtype.empty()) {
       int64_t bytes = static_cast<int64_t>(SizeOf(entry.dtype));
-      for (const int64_t dim : entry.dims) CHECK(dim >= 0 && !__builtin_mul_overflow(bytes, dim, &bytes)) << name;
+      for (const int64_t dim : entry.dims)
+        CHECK(dim >= 0 && !__builtin_mul_overflow(bytes, dim, &bytes)) << name;
       CHECK_EQ(bytes, entry.end - entry.begin) << name;
     }
     data_bytes += entry.end - entry.begin;
     first = std::min(first, entry.begin);
     char last = 0;
-    if (entry.end > entry.begin) CHECK((*file)->Read(entry.end - 1, 1, &last).ok()) << name;
+    CHECK(entry.end == entry.begin || (*file)->Read(entry.end - 1, 1, &last).ok()) << name;
   }
   CHECK_EQ(first + data_bytes, file_bytes) << "tensors must cover the data exactly once";
   return true;
@@ -61,14 +62,16 @@ bool CheckConfigJson(const std::string& json) {
     CheckMessage(config.status(), "config.json");
     return false;
   }
-  CHECK(config->num_heads >= 1 && config->num_kv_heads >= 1 && config->num_heads % config->num_kv_heads == 0);
+  CHECK(config->num_heads >= 1 && config->num_kv_heads >= 1 &&
+        config->num_heads % config->num_kv_heads == 0);
   CHECK(config->head_dim >= 2 && config->head_dim % 2 == 0 && config->num_layers >= 1);
   CHECK_GE(config->SlidingWindow(0), 0);
   const int64_t parameters = TotalParameters(*config);
   CHECK(parameters > 0 && parameters < INT64_MAX / 4) << parameters;
   const std::vector<double> frequencies = RopeFrequencies(*config);
   CHECK_EQ(static_cast<int64_t>(frequencies.size()), config->head_dim / 2);
-  for (const double frequency : frequencies) CHECK(std::isfinite(frequency) && frequency > 0) << frequency;
+  for (const double frequency : frequencies)
+    CHECK(std::isfinite(frequency) && frequency > 0) << frequency;
   const auto again = ParseModelConfig(ConfigJson(*config), "again");
   CHECK(again.ok()) << again.status().ToString();
   CHECK_EQ(TotalParameters(*again), parameters);

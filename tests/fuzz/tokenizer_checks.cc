@@ -12,7 +12,8 @@ bool CheckTokenizerJson(const std::string& json) {
     CHECK(message.find('\n') == std::string::npos) << message;
     return false;
   }
-  for (const char* text : {"", "Once upon a time", " h\xc3\xa9llo\n\n\t1234 <s></s>", "\xf0\x9f\x98\x80\xe4\xbd\xa0"}) {
+  for (const char* text : {"", "Once upon a time", " h\xc3\xa9llo\n\n\t1234 <s></s>",
+                           "\xf0\x9f\x98\x80\xe4\xbd\xa0"}) {
     const auto ids = (*tokenizer)->Encode(text);
     // A vocabulary may lack the pieces of a text; that is an error, not a crash.
     if (!ids.ok()) continue;

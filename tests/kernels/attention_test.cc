@@ -22,18 +22,27 @@ struct Problem {
 
 class AttentionTest : public KernelTest {
  protected:
-  Problem Make(const reference::Heads& heads, const std::vector<Sequence>& sequences, int64_t page_size);
+  Problem Make(const reference::Heads& heads, const std::vector<Sequence>& sequences,
+               int64_t page_size);
   Tensor Run(const Problem& problem, const AttentionShape& shape) {
     Tensor out = device_.Zeros(dtype(), problem.q.view().shape);
-    PagedAttention(stream(), problem.q.view(), problem.kv(), problem.cu_q_lens.view(), problem.kv_lens.view(), shape,
-                   out.view());
+    PagedAttention(stream(), problem.q.view(), problem.kv(), problem.cu_q_lens.view(),
+                   problem.kv_lens.view(), shape, out.view());
     return out;
   }
   void CompareWithReference(const Problem& problem, int64_t page_size, const AttentionShape& shape);
 };
 
-Problem AttentionTest::Make(const reference::Heads& heads, const std::vector<Sequence>& sequences, int64_t page_size) {
-  Problem p{.heads = heads, .batch = {}, .q = {}, .k = {}, .v = {}, .page_tables = {}, .cu_q_lens = {}, .kv_lens = {}};
+Problem AttentionTest::Make(const reference::Heads& heads, const std::vector<Sequence>& sequences,
+                            int64_t page_size) {
+  Problem p{.heads = heads,
+            .batch = {},
+            .q = {},
+            .k = {},
+            .v = {},
+            .page_tables = {},
+            .cu_q_lens = {},
+            .kv_lens = {}};
   int32_t tokens = 0, pages = 0;
   int64_t most_pages = 1;
   p.batch.cu_q_lens = {0};
@@ -64,12 +73,14 @@ Problem AttentionTest::Make(const reference::Heads& heads, const std::vector<Seq
       int32_t& page = p.batch.page_tables[s][i];
       page = (page * 5 + 1) % total;
       p.page_tables.view().row<int32_t>(s)[i] = page;
-      const int64_t used = std::min<int64_t>(page_size, sequences[s].kv_len - static_cast<int64_t>(i) * page_size);
+      const int64_t used =
+          std::min<int64_t>(page_size, sequences[s].kv_len - static_cast<int64_t>(i) * page_size);
       // Position p of sequence s has the same keys whatever the page size.
       for (int64_t slot = 0; slot < used; ++slot) {
         const uint64_t seed = 1000000 * (s + 1) + i * page_size + slot;
         const Shape token = {heads.kv_heads, heads.head_dim};
-        const int64_t at = (page * page_size + slot) * heads.kv_heads * heads.head_dim * SizeOf(dtype());
+        const int64_t at =
+            (page * page_size + slot) * heads.kv_heads * heads.head_dim * SizeOf(dtype());
         FillRandom(TensorView(p.k.view().as<char>() + at, dtype(), token), 2 * seed);
         FillRandom(TensorView(p.v.view().as<char>() + at, dtype(), token), 2 * seed + 1);
       }
@@ -81,22 +92,26 @@ Problem AttentionTest::Make(const reference::Heads& heads, const std::vector<Seq
   return p;
 }
 
-void AttentionTest::CompareWithReference(const Problem& problem, int64_t page_size, const AttentionShape& shape) {
+void AttentionTest::CompareWithReference(const Problem& problem, int64_t page_size,
+                                         const AttentionShape& shape) {
   const Tensor out = Run(problem, shape);
   const reference::Cache cache{page_size, ToDoubles(problem.k.view()), ToDoubles(problem.v.view())};
-  const auto expected = reference::PagedAttention(problem.heads, ToDoubles(problem.q.view()), cache, problem.batch,
-                                                  shape.scale, shape.sliding_window);
-  // Results are averages of values below 1. A score's error (head_dim products of up to 2 times the scale) is a relative
-  // error of its weight; rescaling adds a few roundings for each block of 32 keys, far fewer than head_dim here.
+  const auto expected = reference::PagedAttention(problem.heads, ToDoubles(problem.q.view()), cache,
+                                                  problem.batch, shape.scale, shape.sliding_window);
+  // Results are averages of values below 1. A score's error (head_dim products of up to 2 times the
+  // scale) is a relative error of its weight; rescaling adds a few roundings for each block of 32
+  // keys, far fewer than head_dim here.
   ExpectClose(out.view(), expected, 4 * problem.heads.head_dim + 32, 2.0);
 }
 
 TEST_P(AttentionTest, EqualsReferenceOnARaggedBatch) {
-  // Decodes, prefills, chunks in the middle, an idle sequence, and lengths around 32 keys and the page.
-  const std::vector<Sequence> sequences = {{1, 1},  {1, 32}, {1, 33}, {5, 5},   {31, 31}, {33, 40},
-                                           {0, 7},  {2, 64}, {1, 97}, {40, 65}, {3, 200}};
+  // Decodes, prefills, chunks in the middle, an idle sequence, and lengths around 32 keys and the
+  // page.
+  const std::vector<Sequence> sequences = {{1, 1}, {1, 32}, {1, 33}, {5, 5},   {31, 31}, {33, 40},
+                                           {0, 7}, {2, 64}, {1, 97}, {40, 65}, {3, 200}};
   for (int64_t page_size : {1, 7, 16, 64}) {
-    for (const reference::Heads& heads : {reference::Heads{2, 2, 16}, {4, 2, 64}, {8, 2, 20}, {3, 1, 128}}) {
+    for (const reference::Heads& heads :
+         {reference::Heads{2, 2, 16}, {4, 2, 64}, {8, 2, 20}, {3, 1, 128}}) {
       SCOPED_TRACE(::testing::Message() << "page " << page_size << " D " << heads.head_dim);
       const AttentionShape shape{1.0f / std::sqrt(static_cast<float>(heads.head_dim)), 0};
       CompareWithReference(Make(heads, sequences, page_size), page_size, shape);
@@ -126,8 +141,10 @@ TEST_P(AttentionTest, WholePrefillEqualsTokenByToken) {
     const Tensor expected = Run(whole, shape);
     for (int32_t t = 0; t < 90; ++t) {
       const Tensor out = device_.Zeros(dtype(), {1, 4 * 24});
-      const Tensor cu = device_.From(std::vector<int32_t>{0, 1}), len = device_.From(std::vector<int32_t>{t + 1});
-      PagedAttention(stream(), whole.q.view().Rows(t, 1), whole.kv(), cu.view(), len.view(), shape, out.view());
+      const Tensor cu = device_.From(std::vector<int32_t>{0, 1}),
+                   len = device_.From(std::vector<int32_t>{t + 1});
+      PagedAttention(stream(), whole.q.view().Rows(t, 1), whole.kv(), cu.view(), len.view(), shape,
+                     out.view());
       ExpectSameBits(out.view(), expected.view().Rows(t, 1));
     }
   }
@@ -146,13 +163,14 @@ TEST_P(AttentionTest, ARowsBitsDoNotDependOnTheBatchThePagesOrTheThreads) {
     const Tensor len = device_.From(std::vector<int32_t>{batch.batch.kv_lens[s]});
     PagedKv kv = batch.kv();
     kv.page_tables = batch.page_tables.view().Rows(s, 1);
-    PagedAttention(stream(), batch.q.view().Rows(begin, count), kv, cu.view(), len.view(), shape, out.view());
+    PagedAttention(stream(), batch.q.view().Rows(begin, count), kv, cu.view(), len.view(), shape,
+                   out.view());
     ExpectSameBits(out.view(), together.view().Rows(begin, count));
   }
   const TestDevice three(3);
   const Tensor out = three.Zeros(dtype(), batch.q.view().shape);
-  PagedAttention(three.stream(), batch.q.view(), batch.kv(), batch.cu_q_lens.view(), batch.kv_lens.view(), shape,
-                 out.view());
+  PagedAttention(three.stream(), batch.q.view(), batch.kv(), batch.cu_q_lens.view(),
+                 batch.kv_lens.view(), shape, out.view());
   ExpectSameBits(out.view(), together.view());
 }
 

@@ -15,7 +15,8 @@ namespace {
 
 TEST(CpuDeviceTest, MemoryIsZeroedAndAligned) {
   const TestDevice device;
-  for (size_t bytes : {size_t{0}, size_t{1}, size_t{1000}, size_t{2} << 20, (size_t{5} << 20) + 3}) {
+  for (size_t bytes :
+       {size_t{0}, size_t{1}, size_t{1000}, size_t{2} << 20, (size_t{5} << 20) + 3}) {
     for (int round = 0; round < 2; ++round) {
       auto buffer = device.device().Allocate(bytes);
       ASSERT_TRUE(buffer.ok());
@@ -32,7 +33,8 @@ TEST(CpuDeviceTest, TooMuchMemoryIsAnErrorThatNamesTheBytes) {
   const TestDevice device;
   const auto buffer = device.device().Allocate(size_t{1} << 55);
   EXPECT_EQ(buffer.status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_NE(buffer.status().ToString().find("36028797018963968"), std::string::npos) << buffer.status();
+  EXPECT_NE(buffer.status().ToString().find("36028797018963968"), std::string::npos)
+      << buffer.status();
 }
 
 TEST(CpuDeviceTest, ThreadsAreAsAskedOrAllCores) {
@@ -66,7 +68,8 @@ TEST(ThreadPoolTest, ManyShortLoopsAndSleepsBetween) {
       for (int64_t i = begin; i < end; ++i) parts[i] = round;
     });
     total += std::accumulate(parts.begin(), parts.end(), int64_t{0});
-    if (round % 1000 == 999) std::this_thread::sleep_for(std::chrono::milliseconds(20));  // workers fall asleep
+    if (round % 1000 == 999)
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));  // workers fall asleep
   }
   EXPECT_EQ(total, int64_t{16} * 3000 * 2999 / 2);
 }

@@ -20,22 +20,26 @@ struct Dims {
 };
 
 TEST_P(MatMulTest, EqualsReference) {
-  // Every remainder of the row tiles, widths around the vector and the panel, and sums over more than one stretch of k
-  // (1024 floats or 2048 halves).
-  const Dims all[] = {{1, 1, 1},    {1, 64, 64},   {2, 65, 3},   {3, 63, 17},   {4, 16, 33},  {5, 17, 16},
-                      {6, 130, 31}, {7, 128, 100}, {13, 200, 7}, {200, 70, 24}, {7, 65, 2051}, {1, 130, 4097}};
+  // Every remainder of the row tiles, widths around the vector and the panel, and sums over more
+  // than one stretch of k (1024 floats or 2048 halves).
+  const Dims all[] = {{1, 1, 1},    {1, 64, 64},   {2, 65, 3},    {3, 63, 17},
+                      {4, 16, 33},  {5, 17, 16},   {6, 130, 31},  {7, 128, 100},
+                      {13, 200, 7}, {200, 70, 24}, {7, 65, 2051}, {1, 130, 4097}};
   for (const Dims& dims : all) {
     SCOPED_TRACE(::testing::Message() << dims.rows << " x " << dims.n << " x " << dims.k);
-    const Tensor x = device_.Random(dtype(), {dims.rows, dims.k}, 1), w = device_.Random(dtype(), {dims.n, dims.k}, 2);
+    const Tensor x = device_.Random(dtype(), {dims.rows, dims.k}, 1),
+                 w = device_.Random(dtype(), {dims.n, dims.k}, 2);
     const Tensor bias = device_.Random(dtype(), {dims.n}, 3);
     const auto packed = Pack(w, dtype());
     for (DType out_type : {dtype(), DType::kF32}) {
       const Tensor y = device_.Zeros(out_type, {dims.rows, dims.n});
       MatMul(stream(), x.view(), *packed, {}, y.view());
-      ExpectClose(y.view(), reference::MatMul(ToDoubles(x.view()), ToDoubles(w.view()), {}, dims.k), dims.k, 1.0);
+      ExpectClose(y.view(), reference::MatMul(ToDoubles(x.view()), ToDoubles(w.view()), {}, dims.k),
+                  dims.k, 1.0);
       MatMul(stream(), x.view(), *packed, bias.view(), y.view());
       ExpectClose(y.view(),
-                  reference::MatMul(ToDoubles(x.view()), ToDoubles(w.view()), ToDoubles(bias.view()), dims.k),
+                  reference::MatMul(ToDoubles(x.view()), ToDoubles(w.view()),
+                                    ToDoubles(bias.view()), dims.k),
                   dims.k + 1, 1.0);
     }
   }
@@ -43,7 +47,8 @@ TEST_P(MatMulTest, EqualsReference) {
 
 TEST_P(MatMulTest, StridedInputAndOutputLeaveTheirNeighboursAlone) {
   constexpr int64_t kRows = 9, kN = 70, kK = 37;
-  const Tensor wide_x = device_.Random(dtype(), {kRows, 50}, 4), wide_y = device_.Random(dtype(), {kRows, 100}, 5);
+  const Tensor wide_x = device_.Random(dtype(), {kRows, 50}, 4),
+               wide_y = device_.Random(dtype(), {kRows, 100}, 5);
   const Tensor w = device_.Random(dtype(), {kN, kK}, 6);
   const std::vector<double> before = ToDoubles(wide_y.view());
   const TensorView x = wide_x.view().Columns(5, kK), y = wide_y.view().Columns(11, kN);
@@ -88,7 +93,8 @@ TEST_P(MatMulTest, PackingConvertsFromAnyFloatType) {
     const std::vector<double> in = ToDoubles(w.view()), out = ToDoubles(y.view());
     for (int64_t n = 0; n < 40; ++n) {
       for (int64_t k = 0; k < 21; ++k) {
-        const double bound = UnitRoundoff(dtype()) * std::abs(in[n * 21 + k]) * (from == dtype() ? 0.0 : 1.0);
+        const double bound =
+            UnitRoundoff(dtype()) * std::abs(in[n * 21 + k]) * (from == dtype() ? 0.0 : 1.0);
         ASSERT_NEAR(out[k * 40 + n], in[n * 21 + k], bound) << n << ", " << k;
       }
     }

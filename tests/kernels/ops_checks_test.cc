@@ -1,5 +1,5 @@
-// The shape and dtype rules of ops.h end the process with a line that names what is wrong; the cost formulas count what
-// a naive loop would.
+// The shape and dtype rules of ops.h end the process with a line that names what is wrong; the cost
+// formulas count what a naive loop would.
 #include "tests/testing.h"
 
 namespace trireme {
@@ -15,11 +15,15 @@ class OpsDeathTest : public ::testing::Test {
 TEST_F(OpsDeathTest, NormsAndSums) {
   const Tensor x = device_.Zeros(DType::kF32, {2, 8}), half = device_.Zeros(DType::kBF16, {2, 8});
   const Tensor weight = device_.Zeros(DType::kF32, {7}), right = device_.Zeros(DType::kF32, {8});
-  EXPECT_DEATH(RmsNorm(stream(), x.view(), weight.view(), 0, x.view()), "norm weight is \\[7\\], must be \\[8\\]");
-  EXPECT_DEATH(RmsNorm(stream(), x.view(), right.view(), 0, half.view()), "out is bf16, must be f32");
+  EXPECT_DEATH(RmsNorm(stream(), x.view(), weight.view(), 0, x.view()),
+               "norm weight is \\[7\\], must be \\[8\\]");
+  EXPECT_DEATH(RmsNorm(stream(), x.view(), right.view(), 0, half.view()),
+               "out is bf16, must be f32");
   EXPECT_DEATH(Add(stream(), x.view(), x.view().Columns(0, 4)), "delta is \\[2, 4\\]");
-  EXPECT_DEATH(AddRmsNorm(stream(), x.view(), half.view(), right.view(), 0, x.view()), "delta is bf16");
-  EXPECT_DEATH(SiluAndMul(stream(), x.view(), x.view()), "gate_up is \\[2, 8\\], must be \\[2, 16\\]");
+  EXPECT_DEATH(AddRmsNorm(stream(), x.view(), half.view(), right.view(), 0, x.view()),
+               "delta is bf16");
+  EXPECT_DEATH(SiluAndMul(stream(), x.view(), x.view()),
+               "gate_up is \\[2, 8\\], must be \\[2, 16\\]");
 }
 
 TEST_F(OpsDeathTest, MatMul) {
@@ -29,7 +33,8 @@ TEST_F(OpsDeathTest, MatMul) {
   ASSERT_TRUE(packed.ok());
   EXPECT_DEATH(MatMul(stream(), half.view(), **packed, {}, y.view()), "x is bf16, the weight f32");
   EXPECT_DEATH(MatMul(stream(), x.view().Columns(0, 7), **packed, {}, y.view()), "another K");
-  EXPECT_DEATH(MatMul(stream(), x.view(), **packed, {}, x.view()), "y is \\[2, 8\\], must be \\[2, 5\\]");
+  EXPECT_DEATH(MatMul(stream(), x.view(), **packed, {}, x.view()),
+               "y is \\[2, 8\\], must be \\[2, 5\\]");
   EXPECT_DEATH(MatMul(stream(), x.view(), **packed, half.view(), y.view()), "bias is \\[2, 8\\]");
   EXPECT_DEATH((void)PackLinear(stream(), w.view(), DType::kI32), "packed to i32");
 }
@@ -38,24 +43,36 @@ TEST_F(OpsDeathTest, LookUps) {
   const Tensor table = device_.Zeros(DType::kF32, {5, 8}), out = device_.Zeros(DType::kF32, {2, 8});
   const Tensor wide_ids = device_.From(std::vector<int64_t>{1, 2});
   const Tensor beyond = device_.From(std::vector<int32_t>{1, 5});
-  EXPECT_DEATH(Embedding(stream(), wide_ids.view(), table.view(), 0, out.view()), "token_ids is i64");
-  EXPECT_DEATH(GatherRows(stream(), table.view(), beyond.view(), out.view()), "gather index 5 of 5 rows");
+  EXPECT_DEATH(Embedding(stream(), wide_ids.view(), table.view(), 0, out.view()),
+               "token_ids is i64");
+  EXPECT_DEATH(GatherRows(stream(), table.view(), beyond.view(), out.view()),
+               "gather index 5 of 5 rows");
 }
 
 TEST_F(OpsDeathTest, RopeAndAttention) {
-  const Tensor qkv = device_.Zeros(DType::kF32, {1, 4 * 8}), cache = device_.Zeros(DType::kF32, {2, 4, 1, 8});
-  const Tensor angles = device_.Zeros(DType::kF32, {10, 8}), out = device_.Zeros(DType::kF32, {1, 16});
-  const Tensor late = device_.From(std::vector<int32_t>{10}), zero = device_.From(std::vector<int32_t>{0});
-  const Tensor slot = device_.From(std::vector<int64_t>{0}), far_slot = device_.From(std::vector<int64_t>{8});
-  const Tensor tables = device_.Zeros(DType::kI32, {1, 2}), cu = device_.From(std::vector<int32_t>{0, 1});
+  const Tensor qkv = device_.Zeros(DType::kF32, {1, 4 * 8}),
+               cache = device_.Zeros(DType::kF32, {2, 4, 1, 8});
+  const Tensor angles = device_.Zeros(DType::kF32, {10, 8}),
+               out = device_.Zeros(DType::kF32, {1, 16});
+  const Tensor late = device_.From(std::vector<int32_t>{10}),
+               zero = device_.From(std::vector<int32_t>{0});
+  const Tensor slot = device_.From(std::vector<int64_t>{0}),
+               far_slot = device_.From(std::vector<int64_t>{8});
+  const Tensor tables = device_.Zeros(DType::kI32, {1, 2}),
+               cu = device_.From(std::vector<int32_t>{0, 1});
   const Tensor too_long = device_.From(std::vector<int32_t>{9});
   const PagedKv kv{cache.view(), cache.view(), tables.view()};
   const RopeParams rope{angles.view(), {}, {}, 0};
-  EXPECT_DEATH(RopeAndStoreKv(stream(), qkv.view(), late.view(), slot.view(), rope, 2, kv), "position 10 of row 0");
-  EXPECT_DEATH(RopeAndStoreKv(stream(), qkv.view(), zero.view(), far_slot.view(), rope, 2, kv), "slot of row 0");
-  EXPECT_DEATH(RopeAndStoreKv(stream(), qkv.view(), zero.view(), slot.view(), rope, 3, kv), "another width");
-  EXPECT_DEATH(PagedAttention(stream(), out.view(), kv, cu.view(), too_long.view(), {}, out.view()), "of 9 keys");
-  EXPECT_DEATH(PagedAttention(stream(), out.view(), kv, cu.view(), zero.view(), {}, out.view()), "more queries");
+  EXPECT_DEATH(RopeAndStoreKv(stream(), qkv.view(), late.view(), slot.view(), rope, 2, kv),
+               "position 10 of row 0");
+  EXPECT_DEATH(RopeAndStoreKv(stream(), qkv.view(), zero.view(), far_slot.view(), rope, 2, kv),
+               "slot of row 0");
+  EXPECT_DEATH(RopeAndStoreKv(stream(), qkv.view(), zero.view(), slot.view(), rope, 3, kv),
+               "another width");
+  EXPECT_DEATH(PagedAttention(stream(), out.view(), kv, cu.view(), too_long.view(), {}, out.view()),
+               "of 9 keys");
+  EXPECT_DEATH(PagedAttention(stream(), out.view(), kv, cu.view(), zero.view(), {}, out.view()),
+               "more queries");
   EXPECT_DEATH(PagedAttention(stream(), out.view().Columns(0, 12), kv, cu.view(), zero.view(), {},
                               out.view().Columns(0, 12)),
                "no multiple of the kv heads' 8");

@@ -12,7 +12,8 @@ class RopeTest : public KernelTest {
     Tensor table = device_.Zeros(DType::kF32, {positions, head_dim});
     for (int64_t p = 0; p < positions; ++p) {
       for (int64_t i = 0; i < head_dim / 2; ++i) {
-        const double angle = static_cast<double>(p) * std::pow(10000.0, -2.0 * static_cast<double>(i) / head_dim);
+        const double angle =
+            static_cast<double>(p) * std::pow(10000.0, -2.0 * static_cast<double>(i) / head_dim);
         table.view().row<float>(p)[i] = static_cast<float>(std::cos(angle));
         table.view().row<float>(p)[head_dim / 2 + i] = static_cast<float>(std::sin(angle));
       }
@@ -35,7 +36,8 @@ void RopeTest::CompareWithReference(const reference::Heads& heads, int64_t page_
   reference::Doubles expected = ToDoubles(qkv);
   reference::Cache cache{page_size, ToDoubles(k.view()), ToDoubles(v.view())};
   const reference::Doubles none;
-  reference::RopeAndStoreKv(heads, positions, slots, ToDoubles(angles.view()), norm ? ToDoubles(q_norm.view()) : none,
+  reference::RopeAndStoreKv(heads, positions, slots, ToDoubles(angles.view()),
+                            norm ? ToDoubles(q_norm.view()) : none,
                             norm ? ToDoubles(k_norm.view()) : none, 1e-6, &expected, &cache);
 
   RopeParams rope{angles.view(), {}, {}, 1e-6f};
@@ -61,7 +63,8 @@ TEST_P(RopeTest, EqualsTheUnfusedReference) {
 }
 
 TEST_P(RopeTest, PositionZeroChangesNothing) {
-  const Tensor qkv = device_.Random(dtype(), {1, 3 * 16}, 6), copy = device_.Random(dtype(), {1, 3 * 16}, 6);
+  const Tensor qkv = device_.Random(dtype(), {1, 3 * 16}, 6),
+               copy = device_.Random(dtype(), {1, 3 * 16}, 6);
   const Tensor k = device_.Zeros(dtype(), {1, 1, 1, 16}), v = device_.Zeros(dtype(), {1, 1, 1, 16});
   const Tensor angles = Angles(1, 16), position = device_.From(std::vector<int32_t>{0});
   const Tensor slot = device_.From(std::vector<int64_t>{0});

@@ -21,7 +21,8 @@ CheckpointRecipe Small(const std::string& out_dir) {
 
 std::vector<float> LoadWhole(WeightLoader& loader, const WeightSpec& spec) {
   std::vector<float> out(spec.shape.elements());
-  const absl::Status status = loader.Load(spec, 0, 1, TensorView(out.data(), DType::kF32, spec.shape));
+  const absl::Status status =
+      loader.Load(spec, 0, 1, TensorView(out.data(), DType::kF32, spec.shape));
   EXPECT_TRUE(status.ok()) << status;
   return out;
 }
@@ -66,10 +67,12 @@ TEST(CheckpointMakerTest, ShardsReadBackAsTheModel) {
   const DecoderWeightSpecs specs = WeightSpecsOf(*config);
   ASSERT_TRUE((*loader)->Check(AllWeightSpecs(*config)).ok());
   std::set<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(recipe.out_dir)) names.insert(entry.path().filename());
-  EXPECT_EQ(names, (std::set<std::string>{"config.json", "model.safetensors.index.json",
-                                          "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors",
-                                          "model-00003-of-00003.safetensors"}));
+  for (const auto& entry : std::filesystem::directory_iterator(recipe.out_dir))
+    names.insert(entry.path().filename());
+  EXPECT_EQ(names,
+            (std::set<std::string>{
+                "config.json", "model.safetensors.index.json", "model-00001-of-00003.safetensors",
+                "model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors"}));
 
   EXPECT_EQ(LoadWhole(**loader, specs.final_norm), std::vector<float>(896, 1.0f));
   const std::vector<float> gate = LoadWhole(**loader, specs.layers[0].gate);
@@ -79,8 +82,8 @@ TEST(CheckpointMakerTest, ShardsReadBackAsTheModel) {
     sum += x;
     squares += double{x} * x;
   }
-  // 4.4 million draws: the mean has a standard error of 1e-5 and the deviation of 7e-6; the table of 65536 values adds
-  // 8e-5 and 6e-5.
+  // 4.4 million draws: the mean has a standard error of 1e-5 and the deviation of 7e-6; the table
+  // of 65536 values adds 8e-5 and 6e-5.
   const auto n = static_cast<double>(gate.size());
   EXPECT_NEAR(sum / n, 0.0, 4e-4);
   EXPECT_NEAR(std::sqrt(squares / n), 0.02, 3e-4);
@@ -103,7 +106,8 @@ TEST(CheckpointMakerTest, SeedDecidesTheBytesAndTypesDiffer) {
     auto loader = WeightLoader::Open(recipe.out_dir);
     EXPECT_TRUE(loader.ok()) << loader.status();
     EXPECT_FALSE(std::filesystem::exists(recipe.out_dir + "/model.safetensors.index.json"));
-    auto values = LoadWhole(**loader, WeightSpecsOf(*LoadModelConfig(recipe.out_dir)).layers[0].down);
+    auto values =
+        LoadWhole(**loader, WeightSpecsOf(*LoadModelConfig(recipe.out_dir)).layers[0].down);
     std::filesystem::remove_all(recipe.out_dir);
     return values;
   };
@@ -119,12 +123,15 @@ TEST(CheckpointMakerTest, RefusalsAreOneLine) {
   constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
   CheckpointRecipe recipe = Small(dir / "x");
   recipe.like = "gpt-5";
-  ExpectError(MakeCheckpoint(recipe), kInvalid,
-              "no model called \"gpt-5\" is known; known are llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, llama-3.1-70b, "
-              "qwen3-0.6b, qwen3-1.7b, qwen3-8b, qwen2.5-0.5b, qwen2.5-7b, mistral-7b, tinyllama-1.1b");
+  ExpectError(
+      MakeCheckpoint(recipe), kInvalid,
+      "no model called \"gpt-5\" is known; known are llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, "
+      "llama-3.1-70b, "
+      "qwen3-0.6b, qwen3-1.7b, qwen3-8b, qwen2.5-0.5b, qwen2.5-7b, mistral-7b, tinyllama-1.1b");
   recipe = Small(dir / "x");
   recipe.layers = 5000;
-  ExpectError(MakeCheckpoint(recipe), kInvalid, "--layers 5000: must be from 1 to 4096, or 0 for the model's own 24");
+  ExpectError(MakeCheckpoint(recipe), kInvalid,
+              "--layers 5000: must be from 1 to 4096, or 0 for the model's own 24");
   recipe = Small(dir / "x");
   recipe.dtype = DType::kI64;
   ExpectError(MakeCheckpoint(recipe), kInvalid, "--dtype i64: must be f32, bf16 or f16");
@@ -139,7 +146,8 @@ TEST(CheckpointMakerTest, RefusalsAreOneLine) {
   recipe.layers = 4096;
   const absl::Status huge = MakeCheckpoint(recipe);
   EXPECT_EQ(huge.code(), absl::StatusCode::kResourceExhausted) << huge;
-  EXPECT_NE(huge.message().find("the checkpoint needs 7013.72 GB"), absl::string_view::npos) << huge;
+  EXPECT_NE(huge.message().find("the checkpoint needs 7013.72 GB"), absl::string_view::npos)
+      << huge;
   EXPECT_FALSE(std::filesystem::exists(dir / "huge"));
 }
 

@@ -12,9 +12,13 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-Json Golden(const std::string& model) { return Json::parse(FileBytes(GoldenDir(model) + "/config.json")); }
+Json Golden(const std::string& model) {
+  return Json::parse(FileBytes(GoldenDir(model) + "/config.json"));
+}
 
-absl::StatusOr<ModelConfig> Parse(const Json& json) { return ParseModelConfig(json.dump(), "config.json"); }
+absl::StatusOr<ModelConfig> Parse(const Json& json) {
+  return ParseModelConfig(json.dump(), "config.json");
+}
 
 TEST(ConfigTest, Llama3) {
   const auto config = LoadModelConfig(GoldenDir("tiny-llama3"));
@@ -68,9 +72,11 @@ TEST(ConfigTest, SlidingWindowOfQwenStartsAtMaxWindowLayers) {
   EXPECT_EQ(config->SlidingWindow(3), 32);
   json["layer_types"] = {"full_attention", "full_attention", "full_attention", "sliding_attention"};
   EXPECT_TRUE(Parse(json).ok());
-  json["layer_types"] = {"sliding_attention", "full_attention", "full_attention", "sliding_attention"};
+  json["layer_types"] = {"sliding_attention", "full_attention", "full_attention",
+                         "sliding_attention"};
   ExpectError(Parse(json).status(), absl::StatusCode::kUnimplemented,
-              "config.json: layer_types: differs from what num_hidden_layers, use_sliding_window, sliding_window and "
+              "config.json: layer_types: differs from what num_hidden_layers, use_sliding_window, "
+              "sliding_window and "
               "max_window_layers say; only those patterns are supported");
 }
 
@@ -96,8 +102,9 @@ TEST(ConfigTest, SpellingsOfTransformers5) {
 
 TEST(ConfigTest, DefaultsOfAbsentAndNullFields) {
   Json json = Golden("tiny-llama3");
-  for (const char* field : {"num_key_value_heads", "rms_norm_eps", "rope_theta", "rope_scaling", "tie_word_embeddings",
-                            "torch_dtype", "bos_token_id", "eos_token_id", "hidden_act", "attention_bias"}) {
+  for (const char* field :
+       {"num_key_value_heads", "rms_norm_eps", "rope_theta", "rope_scaling", "tie_word_embeddings",
+        "torch_dtype", "bos_token_id", "eos_token_id", "hidden_act", "attention_bias"}) {
     json.erase(field);
   }
   json["head_dim"] = nullptr;
@@ -127,9 +134,10 @@ TEST(ConfigTest, EndTokensMayBeAListAndGenerationConfigWins) {
   dir.Write("generation_config.json", R"({"eos_token_id": [7, 8, 9]})");
   EXPECT_EQ(LoadModelConfig(dir.path())->eos_token_ids, (std::vector<int64_t>{7, 8, 9}));
   dir.Write("generation_config.json", R"({"eos_token_id": "x"})");
-  ExpectError(LoadModelConfig(dir.path()).status(), absl::StatusCode::kInvalidArgument,
-              (dir / "generation_config.json") +
-                  ": eos_token_id: is a string; must be an integer from 0 to 2147483647 or a list of them");
+  ExpectError(
+      LoadModelConfig(dir.path()).status(), absl::StatusCode::kInvalidArgument,
+      (dir / "generation_config.json") +
+          ": eos_token_id: is a string; must be an integer from 0 to 2147483647 or a list of them");
 }
 
 TEST(ConfigTest, RopeFrequenciesMatchTheReference) {
@@ -157,55 +165,94 @@ TEST(ConfigTest, EachBadFieldIsNamed) {
   constexpr auto kUnimplemented = absl::StatusCode::kUnimplemented;
   const Json removed(Json::value_t::discarded);
   const std::vector<Refusal> refusals = {
-      {"hidden_size", removed, kInvalid, "hidden_size: is missing; must be an integer from 1 to 1048576"},
-      {"hidden_size", nullptr, kInvalid, "hidden_size: is null; must be an integer from 1 to 1048576"},
-      {"hidden_size", "128", kInvalid, "hidden_size: is a string; must be an integer from 1 to 1048576"},
-      {"hidden_size", 128.5, kInvalid, "hidden_size: is a fraction; must be an integer from 1 to 1048576"},
+      {"hidden_size", removed, kInvalid,
+       "hidden_size: is missing; must be an integer from 1 to 1048576"},
+      {"hidden_size", nullptr, kInvalid,
+       "hidden_size: is null; must be an integer from 1 to 1048576"},
+      {"hidden_size", "128", kInvalid,
+       "hidden_size: is a string; must be an integer from 1 to 1048576"},
+      {"hidden_size", 128.5, kInvalid,
+       "hidden_size: is a fraction; must be an integer from 1 to 1048576"},
       {"hidden_size", 0, kInvalid, "hidden_size: is 0; must be an integer from 1 to 1048576"},
-      {"intermediate_size", -5, kInvalid, "intermediate_size: is -5; must be an integer from 1 to 4194304"},
-      {"num_hidden_layers", 100000, kInvalid, "num_hidden_layers: is 100000; must be an integer from 1 to 4096"},
-      {"num_attention_heads", 1 << 20, kInvalid, "num_attention_heads: is 1048576; must be an integer from 1 to 4096"},
+      {"intermediate_size", -5, kInvalid,
+       "intermediate_size: is -5; must be an integer from 1 to 4194304"},
+      {"num_hidden_layers", 100000, kInvalid,
+       "num_hidden_layers: is 100000; must be an integer from 1 to 4096"},
+      {"num_attention_heads", 1 << 20, kInvalid,
+       "num_attention_heads: is 1048576; must be an integer from 1 to 4096"},
       {"vocab_size", std::numeric_limits<uint64_t>::max(), kInvalid,
        "vocab_size: is 18446744073709551615; must be an integer from 1 to 16777216"},
       {"vocab_size", std::numeric_limits<int64_t>::max(), kInvalid,
        "vocab_size: is 9223372036854775807; must be an integer from 1 to 16777216"},
       {"max_position_embeddings", true, kInvalid,
        "max_position_embeddings: is a boolean; must be an integer from 1 to 1073741824"},
-      {"num_key_value_heads", 3, kInvalid, "num_key_value_heads: is 3; must divide num_attention_heads, 8"},
+      {"num_key_value_heads", 3, kInvalid,
+       "num_key_value_heads: is 3; must divide num_attention_heads, 8"},
       {"head_dim", 15, kInvalid, "head_dim: is 15; must be even (rotary pairs)"},
       {"head_dim", 0, kInvalid, "head_dim: is 0; must be an integer from 2 to 4096"},
       {"rms_norm_eps", 0.0, kInvalid, "rms_norm_eps: is 0; must be a number from 1e-12 to 1"},
-      {"rms_norm_eps", "small", kInvalid, "rms_norm_eps: is a string; must be a number from 1e-12 to 1"},
+      {"rms_norm_eps", "small", kInvalid,
+       "rms_norm_eps: is a string; must be a number from 1e-12 to 1"},
       {"rope_theta", -1.0, kInvalid, "rope_theta: is -1; must be a number from 1 to 1e+15"},
       {"rope_scaling", "llama3", kInvalid, "rope_scaling: is a string; must be an object or null"},
-      {"rope_scaling", {{"rope_type", "yarn"}, {"factor", 4.0}}, kUnimplemented,
-       "rope_scaling.rope_type: \"yarn\" is not supported; supported are \"default\" and \"llama3\""},
-      {"rope_scaling", {{"type", "linear"}, {"factor", 4.0}}, kUnimplemented,
-       "rope_scaling.rope_type: \"linear\" is not supported; supported are \"default\" and \"llama3\""},
-      {"rope_scaling", {{"rope_type", "llama3"}, {"factor", 4.0}, {"low_freq_factor", 4}, {"high_freq_factor", 1},
-                        {"original_max_position_embeddings", 64}}, kInvalid,
+      {"rope_scaling",
+       {{"rope_type", "yarn"}, {"factor", 4.0}},
+       kUnimplemented,
+       "rope_scaling.rope_type: \"yarn\" is not supported; supported are \"default\" and "
+       "\"llama3\""},
+      {"rope_scaling",
+       {{"type", "linear"}, {"factor", 4.0}},
+       kUnimplemented,
+       "rope_scaling.rope_type: \"linear\" is not supported; supported are \"default\" and "
+       "\"llama3\""},
+      {"rope_scaling",
+       {{"rope_type", "llama3"},
+        {"factor", 4.0},
+        {"low_freq_factor", 4},
+        {"high_freq_factor", 1},
+        {"original_max_position_embeddings", 64}},
+       kInvalid,
        "rope_scaling.high_freq_factor: is 1; must be more than low_freq_factor, 4"},
-      {"rope_scaling", {{"rope_type", "llama3"}}, kInvalid,
+      {"rope_scaling",
+       {{"rope_type", "llama3"}},
+       kInvalid,
        "rope_scaling.factor: is missing; must be a number from 1 to 1e+06"},
-      {"rope_parameters", {{"full_attention", {{"rope_theta", 1.0}}}}, kUnimplemented,
+      {"rope_parameters",
+       {{"full_attention", {{"rope_theta", 1.0}}}},
+       kUnimplemented,
        "rope_parameters.\"full_attention\": RoPE that differs between layers is not supported"},
-      {"rope_parameters", {{"rope_type", "default"}, {"partial_rotary_factor", 0.5}}, kUnimplemented,
-       "rope_parameters.partial_rotary_factor: is not 1; only RoPE over the whole head is supported"},
-      {"tie_word_embeddings", "yes", kInvalid, "tie_word_embeddings: is a string; must be true or false"},
-      {"hidden_act", "gelu", kUnimplemented, "hidden_act: \"gelu\" is not supported; must be \"silu\""},
+      {"rope_parameters",
+       {{"rope_type", "default"}, {"partial_rotary_factor", 0.5}},
+       kUnimplemented,
+       "rope_parameters.partial_rotary_factor: is not 1; only RoPE over the whole head is "
+       "supported"},
+      {"tie_word_embeddings", "yes", kInvalid,
+       "tie_word_embeddings: is a string; must be true or false"},
+      {"hidden_act", "gelu", kUnimplemented,
+       "hidden_act: \"gelu\" is not supported; must be \"silu\""},
       {"hidden_act", 7, kInvalid, "hidden_act: is a number; must be a string"},
       {"torch_dtype", "float8", kUnimplemented,
-       "torch_dtype: \"float8\" is not supported; supported are \"float32\", \"bfloat16\" and \"float16\""},
-      {"quantization_config", {{"quant_method", "gptq"}, {"bits", 4}}, kUnimplemented,
-       "quantization_config: quant_method \"gptq\" is not supported; use a checkpoint of float32, bfloat16 or float16 "
+       "torch_dtype: \"float8\" is not supported; supported are \"float32\", \"bfloat16\" and "
+       "\"float16\""},
+      {"quantization_config",
+       {{"quant_method", "gptq"}, {"bits", 4}},
+       kUnimplemented,
+       "quantization_config: quant_method \"gptq\" is not supported; use a checkpoint of float32, "
+       "bfloat16 or float16 "
        "weights"},
-      {"eos_token_id", {1, "2"}, kInvalid,
+      {"eos_token_id",
+       {1, "2"},
+       kInvalid,
        "eos_token_id: is a string; must be an integer from 0 to 2147483647 or a list of them"},
-      {"bos_token_id", -7, kInvalid, "bos_token_id: is -7; must be an integer from 0 to 2147483647 or a list of them"},
+      {"bos_token_id", -7, kInvalid,
+       "bos_token_id: is -7; must be an integer from 0 to 2147483647 or a list of them"},
       {"architectures", removed, kInvalid,
        "architectures: must be a list of one string, such as [\"LlamaForCausalLM\"]"},
-      {"architectures", {"A\nB"}, kUnimplemented,
-       "architectures: \"A\\x0aB\" is not supported; supported are LlamaForCausalLM, MistralForCausalLM, "
+      {"architectures",
+       {"A\nB"},
+       kUnimplemented,
+       "architectures: \"A\\x0aB\" is not supported; supported are LlamaForCausalLM, "
+       "MistralForCausalLM, "
        "Qwen2ForCausalLM and Qwen3ForCausalLM"},
   };
   for (const Refusal& refusal : refusals) {
@@ -223,7 +270,8 @@ TEST(ConfigTest, HeadDimThatCannotBeInferred) {
   Json json = Golden("tiny-mistral-swa");
   json["hidden_size"] = 100;
   ExpectError(Parse(json).status(), absl::StatusCode::kInvalidArgument,
-              "config.json: head_dim: is missing, and num_attention_heads 8 does not divide hidden_size 100 into 2 to "
+              "config.json: head_dim: is missing, and num_attention_heads 8 does not divide "
+              "hidden_size 100 into 2 to "
               "4096; give head_dim");
 }
 
@@ -232,28 +280,34 @@ TEST(ConfigTest, OtherArchitecturesAreRefusedByName) {
        {std::pair("tiny-qwen3-moe", "Qwen3MoeForCausalLM"), std::pair("tiny-bert", "BertModel")}) {
     ExpectError(LoadModelConfig(GoldenDir(model)).status(), absl::StatusCode::kUnimplemented,
                 GoldenDir(model) + "/config.json: architectures: \"" + architecture +
-                    "\" is not supported; supported are LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and "
+                    "\" is not supported; supported are LlamaForCausalLM, MistralForCausalLM, "
+                    "Qwen2ForCausalLM and "
                     "Qwen3ForCausalLM");
   }
 }
 
 TEST(ConfigTest, WhatIsNotAJsonObject) {
-  const auto error = [](const std::string& text) { return std::string(ParseModelConfig(text, "c").status().message()); };
+  const auto error = [](const std::string& text) {
+    return std::string(ParseModelConfig(text, "c").status().message());
+  };
   EXPECT_EQ(error(""), "c: is not valid JSON (at byte 1 of 0)");
   EXPECT_EQ(error("{\"a\": 1,}"), "c: is not valid JSON (at byte 9 of 9)");
   EXPECT_EQ(error("{\"a\": \"\xff\"}"), "c: is not valid JSON (at byte 8 of 10)");
   EXPECT_EQ(error("{\"a\": 1e999}"), "c: is not valid JSON (a number is out of range)");
   EXPECT_EQ(error("[1]"), "c: is an array; must be an object");
-  EXPECT_EQ(error("{\"vocab_size\": 1, \"vocab_size\": 2}"), "c: has the key \"vocab_size\" twice in one object");
+  EXPECT_EQ(error("{\"vocab_size\": 1, \"vocab_size\": 2}"),
+            "c: has the key \"vocab_size\" twice in one object");
   EXPECT_EQ(error("{\"a\": " + std::string(100000, '[') + std::string(100000, ']') + "}"),
             "c: is nested deeper than 64 levels");
-  EXPECT_EQ(error("{\"a\": " + std::string(100000, '[')), "c: is not valid JSON (at byte 100007 of 100006)");
+  EXPECT_EQ(error("{\"a\": " + std::string(100000, '[')),
+            "c: is not valid JSON (at byte 100007 of 100006)");
 }
 
 TEST(ConfigTest, MissingDirectoryAndWrongKindOfFile) {
   TempDir dir;
   ExpectError(LoadModelConfig(dir / "none").status(), absl::StatusCode::kNotFound,
-              (dir / "none") + "/config.json: not found; a model is the directory of a Hugging Face checkpoint");
+              (dir / "none") +
+                  "/config.json: not found; a model is the directory of a Hugging Face checkpoint");
   std::filesystem::create_directories((dir / "m") + "/config.json");
   ExpectError(LoadModelConfig(dir / "m").status(), absl::StatusCode::kInvalidArgument,
               (dir / "m") + "/config.json: is not a regular file");

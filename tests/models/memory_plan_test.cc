@@ -56,7 +56,8 @@ TEST(MemoryPlanTest, AgreesWithTheBytesThatARankReads) {
   for (const char* model : {"tiny-llama3", "tiny-qwen2", "tiny-qwen3", "tiny-mistral-swa"}) {
     const ModelConfig config = Golden(model);
     const DecoderWeightSpecs specs = WeightSpecsOf(config);
-    for (const Topology topology : {Topology{1, 1, 1}, Topology{4, 1, 1}, Topology{8, 2, 1}, Topology{2, 2, 2}}) {
+    for (const Topology topology :
+         {Topology{1, 1, 1}, Topology{4, 1, 1}, Topology{8, 2, 1}, Topology{2, 2, 2}}) {
       for (const RankBytes& rank : PlanRankBytes(config, topology, DType::kF32)) {
         const int tp = topology.TpIndex(rank.rank), stage = topology.PpIndex(rank.rank);
         std::vector<WeightSpec> mine;
@@ -75,7 +76,10 @@ TEST(MemoryPlanTest, AgreesWithTheBytesThatARankReads) {
           const Range piece = PieceOfSpec(spec, tp, topology.tp_size);
           if (spec.split != Split::kNone) shape.dims[spec.split == Split::kCols] = piece.size();
           std::vector<float> out(shape.elements());
-          ASSERT_TRUE((*loader)->Load(spec, tp, topology.tp_size, TensorView(out.data(), DType::kF32, shape)).ok());
+          ASSERT_TRUE(
+              (*loader)
+                  ->Load(spec, tp, topology.tp_size, TensorView(out.data(), DType::kF32, shape))
+                  .ok());
         }
         EXPECT_EQ((*loader)->bytes_read(), rank.weight_bytes) << model << " rank " << rank.rank;
       }
@@ -102,7 +106,8 @@ TEST(MemoryPlanTest, StagesCoverTheLayersAndTheHeadWeighsOnTheLast) {
     }
     EXPECT_EQ(at, config.num_layers);
   }
-  // The head is worth 2.3 layers of 233 M parameters: 16 + 12 + head is the best split, not 14 + 14 + head.
+  // The head is worth 2.3 layers of 233 M parameters: 16 + 12 + head is the best split, not 14 + 14
+  // + head.
   const std::vector<Range> two = StageLayers(config, 2);
   EXPECT_GT(two[0].size(), two[1].size());
 }

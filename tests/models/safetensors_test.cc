@@ -20,7 +20,8 @@ std::string Image(const std::string& header, const std::string& data) {
 
 std::string Error(const std::string& header, int64_t data_bytes) {
   const auto parsed = ParseSafetensorsHeader(header, 100, 100 + data_bytes, "f");
-  EXPECT_TRUE(parsed.ok() || parsed.status().code() == absl::StatusCode::kInvalidArgument) << parsed.status();
+  EXPECT_TRUE(parsed.ok() || parsed.status().code() == absl::StatusCode::kInvalidArgument)
+      << parsed.status();
   return std::string(parsed.status().message());
 }
 
@@ -42,8 +43,8 @@ TEST(SafetensorsHeaderTest, Valid) {
 }
 
 TEST(SafetensorsHeaderTest, KnownForeignTypesAreKeptButMarked) {
-  const auto header =
-      ParseSafetensorsHeader(R"({"x":{"dtype":"F8_E4M3","shape":[3],"data_offsets":[0,3]}})", 0, 3, "f");
+  const auto header = ParseSafetensorsHeader(
+      R"({"x":{"dtype":"F8_E4M3","shape":[3],"data_offsets":[0,3]}})", 0, 3, "f");
   ASSERT_TRUE(header.ok()) << header.status();
   EXPECT_EQ(header->tensors.at("x").foreign_dtype, "F8_E4M3");
   EXPECT_EQ(Error(R"({"x":{"dtype":"F64","shape":[3],"data_offsets":[0,3]}})", 3),
@@ -56,10 +57,12 @@ TEST(SafetensorsHeaderTest, EachFaultIsNamed) {
     int64_t data_bytes;
     const char* line;
   } cases[] = {
-      {R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 4,
-       "f: has the key \"x\" twice in one object"},
-      {R"({"x":{"dtype":"Q3","shape":[1],"data_offsets":[0,4]}})", 4, "f: tensor \"x\": unknown dtype \"Q3\""},
-      {R"({"x":{"dtype":7,"shape":[1],"data_offsets":[0,4]}})", 4, "f: tensor \"x\": dtype must be a string"},
+      {R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
+       4, "f: has the key \"x\" twice in one object"},
+      {R"({"x":{"dtype":"Q3","shape":[1],"data_offsets":[0,4]}})", 4,
+       "f: tensor \"x\": unknown dtype \"Q3\""},
+      {R"({"x":{"dtype":7,"shape":[1],"data_offsets":[0,4]}})", 4,
+       "f: tensor \"x\": dtype must be a string"},
       {R"({"x":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}})", 4,
        "f: tensor \"x\": data_offsets span 4 bytes; shape and dtype need 8"},
       {R"({"x":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}})", 4,
@@ -73,10 +76,12 @@ TEST(SafetensorsHeaderTest, EachFaultIsNamed) {
       {R"({"x":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}})", 0,
        "f: tensor \"x\": the size of its shape overflows"},
       {R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}})", 4,
-       "f: tensor \"x\": data_offsets [4, 0] must be in order and within the 4 bytes of data; the file is cut short or "
+       "f: tensor \"x\": data_offsets [4, 0] must be in order and within the 4 bytes of data; the "
+       "file is cut short or "
        "its header is wrong"},
       {R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[0,9223372036854775807]}})", 4,
-       "f: tensor \"x\": data_offsets [0, 9223372036854775807] must be in order and within the 4 bytes of data; the file "
+       "f: tensor \"x\": data_offsets [0, 9223372036854775807] must be in order and within the 4 "
+       "bytes of data; the file "
        "is cut short or its header is wrong"},
       {R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[0]}})", 4,
        "f: tensor \"x\": data_offsets must be two integers from 0 to 2^63 - 1"},
@@ -87,10 +92,10 @@ TEST(SafetensorsHeaderTest, EachFaultIsNamed) {
       {R"({"x":[1]})", 4, "f: tensor \"x\": is an array; must be an object"},
       {R"({"__metadata__":{"a":1}})", 0, "f: __metadata__: must map strings to strings"},
       {R"({"__metadata__":[]})", 0, "f: __metadata__: must map strings to strings"},
-      {R"({"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"y":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", 8,
-       "f: tensor \"y\": begins at data offset 4 where 8 is due: tensors overlap"},
-      {R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"y":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}})", 12,
-       "f: tensor \"y\": begins at data offset 8 where 4 is due: there is a hole"},
+      {R"({"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"y":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
+       8, "f: tensor \"y\": begins at data offset 4 where 8 is due: tensors overlap"},
+      {R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"y":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}})",
+       12, "f: tensor \"y\": begins at data offset 8 where 4 is due: there is a hole"},
       {R"({"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 5,
        "f: 1 bytes follow the last tensor; there must be none"},
       {R"([])", 0, "f: is an array; must be an object"},
@@ -110,12 +115,15 @@ TEST(SafetensorsFileTest, FaultsOfFiles) {
   EXPECT_EQ(error(Image(header, "12345678")), "") << "valid";
   EXPECT_EQ(error(""), ": has 0 bytes; a safetensors file has at least 8");
   EXPECT_EQ(error(Image(header, "1234567")),
-            ": tensor \"x\": data_offsets [0, 8] must be in order and within the 7 bytes of data; the file is cut short "
+            ": tensor \"x\": data_offsets [0, 8] must be in order and within the 7 bytes of data; "
+            "the file is cut short "
             "or its header is wrong");
   EXPECT_EQ(error(Image(header, "").substr(0, 30)),
-            ": says its header has 54 bytes; at most 22 are possible: not a safetensors file, or cut short");
+            ": says its header has 54 bytes; at most 22 are possible: not a safetensors file, or "
+            "cut short");
   EXPECT_EQ(error(std::string(8, '\xff') + header),
-            ": says its header has 18446744073709551615 bytes; at most 54 are possible: not a safetensors file, or cut "
+            ": says its header has 18446744073709551615 bytes; at most 54 are possible: not a "
+            "safetensors file, or cut "
             "short");
   EXPECT_EQ(error(std::string(64, '\0')), ": is not valid JSON (at byte 1 of 0)");
   EXPECT_EQ(SafetensorsFile::Open(dir / "absent").status().code(), absl::StatusCode::kNotFound);
@@ -125,8 +133,8 @@ TEST(SafetensorsFileTest, FaultsOfFiles) {
 
 TEST(SafetensorsFileTest, FileThatBecomesShorterWhileOpen) {
   TempDir dir;
-  const std::string path =
-      dir.Write("f", Image(R"({"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", "12345678"));
+  const std::string path = dir.Write(
+      "f", Image(R"({"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", "12345678"));
   const auto file = SafetensorsFile::Open(path);
   ASSERT_TRUE(file.ok()) << file.status();
   std::filesystem::resize_file(path, 66);
@@ -141,8 +149,9 @@ TEST(SafetensorsWriterTest, RoundTrip) {
   const std::vector<float> a = {1.5f, -2.0f, 3.25f};
   const std::vector<int64_t> b = {7, -9};
   {
-    auto writer = SafetensorsWriter::Create(
-        path, {{"a", DType::kF32, {3}}, {"quote\"d", DType::kI64, {1, 2}}, {"none", DType::kBF16, {0, 5}}});
+    auto writer = SafetensorsWriter::Create(path, {{"a", DType::kF32, {3}},
+                                                   {"quote\"d", DType::kI64, {1, 2}},
+                                                   {"none", DType::kBF16, {0, 5}}});
     ASSERT_TRUE(writer.ok()) << writer.status();
     ASSERT_TRUE((*writer)->Append(a.data(), 8).ok());
     ASSERT_TRUE((*writer)->Append(a.data() + 2, 4).ok());
@@ -194,7 +203,8 @@ TEST(SafetensorsWriterTest, FileSizeLimitIsAnErrorThatNamesTheFile) {
 }
 
 TEST(SafetensorsFileTest, GoldenFiles) {
-  for (const char* model : {"stories260K", "tiny-llama3", "tiny-qwen2", "tiny-qwen3", "tiny-mistral-swa"}) {
+  for (const char* model :
+       {"stories260K", "tiny-llama3", "tiny-qwen2", "tiny-qwen3", "tiny-mistral-swa"}) {
     for (const char* name : {"/model.safetensors", "/golden/logits.safetensors"}) {
       const auto file = SafetensorsFile::Open(GoldenDir(model) + name);
       ASSERT_TRUE(file.ok()) << file.status();

@@ -42,11 +42,13 @@ inline std::string FileBytes(const std::string& path) {
 }
 
 inline std::string GoldenDir(const std::string& model) {
-  return std::string(TRIREME_SOURCE_DIR) + (model == "stories260K" ? "/examples/models/" : "/tests/golden/") + model;
+  return std::string(TRIREME_SOURCE_DIR) +
+         (model == "stories260K" ? "/examples/models/" : "/tests/golden/") + model;
 }
 
 // Status has the code and exactly this line.
-inline void ExpectError(const absl::Status& status, absl::StatusCode code, const std::string& line) {
+inline void ExpectError(const absl::Status& status, absl::StatusCode code,
+                        const std::string& line) {
   EXPECT_EQ(std::string(status.message()), line);
   EXPECT_EQ(status.code(), code) << status;
 }

@@ -57,8 +57,9 @@ void WriteFile(const std::string& path, const std::vector<StoredTensor>& tensors
   int64_t bytes = 0;
   for (const StoredTensor& tensor : tensors) {
     declared.push_back({tensor.name, tensor.dtype, tensor.dims});
-    bytes += std::accumulate(tensor.dims.begin(), tensor.dims.end(), int64_t{1}, std::multiplies<>()) *
-             static_cast<int64_t>(SizeOf(tensor.dtype));
+    bytes +=
+        std::accumulate(tensor.dims.begin(), tensor.dims.end(), int64_t{1}, std::multiplies<>()) *
+        static_cast<int64_t>(SizeOf(tensor.dtype));
   }
   auto writer = SafetensorsWriter::Create(path, declared);
   ASSERT_TRUE(writer.ok()) << writer.status();
@@ -112,7 +113,8 @@ TEST(WeightSpecsTest, VocabularyIsCutUnevenly) {
 }
 
 TEST(CheckTensorParallelTest, NamesFlagAndNumbers) {
-  const ModelConfig config = ConfigOf("tiny-qwen3");  // 8 heads, 4 KV heads, intermediate 128, 4 layers
+  const ModelConfig config =
+      ConfigOf("tiny-qwen3");  // 8 heads, 4 KV heads, intermediate 128, 4 layers
   for (const int tp : {1, 2, 4, 8}) EXPECT_TRUE(CheckTensorParallel(config, {tp, 1, 1}).ok()) << tp;
   constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
   ExpectError(CheckTensorParallel(config, {3, 1, 1}), kInvalid,
@@ -121,7 +123,8 @@ TEST(CheckTensorParallelTest, NamesFlagAndNumbers) {
               "--tp 16 does not divide the model's num_attention_heads 8; --tp can be 1, 2, 4, 8");
   ExpectError(CheckTensorParallel(config, {1, 5, 1}), kInvalid,
               "--pp 5 is more than the model's 4 layers; every stage needs one");
-  ExpectError(CheckTensorParallel(config, {0, 1, 1}), kInvalid, "--tp 0 --pp 1 --dp 1: each must be at least 1");
+  ExpectError(CheckTensorParallel(config, {0, 1, 1}), kInvalid,
+              "--tp 0 --pp 1 --dp 1: each must be at least 1");
   ModelConfig odd = config;
   odd.intermediate_size = 172;
   ExpectError(CheckTensorParallel(odd, {8, 1, 1}), kInvalid,
@@ -131,7 +134,8 @@ TEST(CheckTensorParallelTest, NamesFlagAndNumbers) {
   kv.num_kv_heads = 3;
   kv.intermediate_size = 144;
   ExpectError(CheckTensorParallel(kv, {4, 1, 1}), kInvalid,
-              "--tp 4 does not divide the model's num_key_value_heads 3 (nor is it a multiple); --tp can be 1, 3, 6, 12");
+              "--tp 4 does not divide the model's num_key_value_heads 3 (nor is it a multiple); "
+              "--tp can be 1, 3, 6, 12");
 }
 
 // Numbers read from the files by an independent reader.
@@ -178,19 +182,22 @@ TEST(WeightLoaderTest, PiecesReassembleToTheWholeTensor) {
           for (size_t i = 0; i < piece.size(); ++i) {
             const int64_t row = i / piece_columns + (by_columns ? 0 : range.begin);
             const int64_t column = i % piece_columns + (by_columns ? range.begin : 0);
-            ASSERT_EQ(piece[i], whole[row * columns + column]) << spec.name << " " << part << "/" << parts;
+            ASSERT_EQ(piece[i], whole[row * columns + column])
+                << spec.name << " " << part << "/" << parts;
             ++seen[row * columns + column];
           }
         }
         const int copies = seen[0];
         EXPECT_TRUE(copies == 1 || spec.split == Split::kNone || spec.replicate) << spec.name;
-        EXPECT_TRUE(std::all_of(seen.begin(), seen.end(), [&](int n) { return n == copies; })) << spec.name;
+        EXPECT_TRUE(std::all_of(seen.begin(), seen.end(), [&](int n) { return n == copies; }))
+            << spec.name;
       }
     }
   }
 }
 
-// Only the piece's bytes are read: over all ranks, each cut tensor once and each whole one `tp` times.
+// Only the piece's bytes are read: over all ranks, each cut tensor once and each whole one `tp`
+// times.
 TEST(WeightLoaderTest, BytesReadAreExactlyThePieces) {
   for (const char* model : kModels) {
     const ModelConfig config = ConfigOf(model);
@@ -218,7 +225,8 @@ TEST(WeightLoaderTest, EveryFloatTypeToEveryOther) {
   // More than one conversion chunk of 1 MiB, with values that all three types hold exactly.
   const int64_t rows = 700, columns = 1000;
   std::vector<float> values(rows * columns);
-  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(static_cast<int>(i % 255) - 127) / 64.0f;
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = static_cast<float>(static_cast<int>(i % 255) - 127) / 64.0f;
   std::vector<BF16> bf16(values.size());
   std::vector<F16> f16(values.size());
   for (size_t i = 0; i < values.size(); ++i) {
@@ -242,7 +250,8 @@ TEST(WeightLoaderTest, EveryFloatTypeToEveryOther) {
         const int parts = split == Split::kNone ? 1 : 4;
         const Shape shape = PieceShape(spec, parts - 1, parts);
         std::vector<char> out(shape.elements() * SizeOf(wanted));
-        ASSERT_TRUE(loader->Load(spec, parts - 1, parts, TensorView(out.data(), wanted, shape)).ok());
+        ASSERT_TRUE(
+            loader->Load(spec, parts - 1, parts, TensorView(out.data(), wanted, shape)).ok());
         EXPECT_EQ(loader->bytes_read(), shape.elements() * static_cast<int64_t>(SizeOf(stored)));
         const size_t row_bytes = shape[1] * SizeOf(wanted);
         for (int64_t row = 0; row < rows; ++row) {
@@ -265,7 +274,8 @@ TEST(FloatConvertTest, EverySixteenBitValue) {
     ConvertFloats(type, bits.data(), DType::kF32, wide.data(), 65536);
     ConvertFloats(DType::kF32, wide.data(), type, back.data(), 65536);
     for (int i = 0; i < 65536; ++i) {
-      const float expected = type == DType::kBF16 ? ToFloat(std::bit_cast<BF16>(bits[i])) : ToFloat(std::bit_cast<F16>(bits[i]));
+      const float expected = type == DType::kBF16 ? ToFloat(std::bit_cast<BF16>(bits[i]))
+                                                  : ToFloat(std::bit_cast<F16>(bits[i]));
       if (std::isnan(expected)) {
         ASSERT_TRUE(std::isnan(wide[i])) << i;
         continue;
@@ -277,13 +287,16 @@ TEST(FloatConvertTest, EverySixteenBitValue) {
 }
 
 TEST(FloatConvertTest, RoundsToNearestEven) {
-  // 2^-11 and 2^-8 are half a unit in the last place of F16 and BF16 at 1; nine elements reach past the vector loop.
-  const std::vector<float> halves16 = {1.0f + 0x1p-11f, 1.0f + 0x3p-11f, 1.0f + 0x1.1p-11f, 1e6f, -1e6f, 0x1p-25f,
-                                       0x1.1p-25f,      -0.0f,           1.0f + 0x3p-11f};
+  // 2^-11 and 2^-8 are half a unit in the last place of F16 and BF16 at 1; nine elements reach past
+  // the vector loop.
+  const std::vector<float> halves16 = {1.0f + 0x1p-11f, 1.0f + 0x3p-11f, 1.0f + 0x1.1p-11f, 1e6f,
+                                       -1e6f,           0x1p-25f,        0x1.1p-25f,        -0.0f,
+                                       1.0f + 0x3p-11f};
   std::vector<F16> f16(9);
   ConvertFloats(DType::kF32, halves16.data(), DType::kF16, f16.data(), 9);
   for (int i = 0; i < 9; ++i) {
-    EXPECT_EQ(std::bit_cast<uint16_t>(f16[i]), std::bit_cast<uint16_t>(FromFloat<F16>(halves16[i]))) << i;
+    EXPECT_EQ(std::bit_cast<uint16_t>(f16[i]), std::bit_cast<uint16_t>(FromFloat<F16>(halves16[i])))
+        << i;
   }
   EXPECT_EQ(std::bit_cast<uint16_t>(f16[0]), 0x3c00);
   EXPECT_EQ(std::bit_cast<uint16_t>(f16[1]), 0x3c02);
@@ -297,7 +310,8 @@ TEST(FloatConvertTest, RoundsToNearestEven) {
 
 TEST(WeightLoaderTest, CheckFindsWhatIsMissingOrWrong) {
   TempDir dir;
-  WriteFile(dir / "model.safetensors", {{"a", DType::kF32, {2, 3}}, {"b", DType::kI64, {2}}, {"c", DType::kF32, {6}}});
+  WriteFile(dir / "model.safetensors",
+            {{"a", DType::kF32, {2, 3}}, {"b", DType::kI64, {2}}, {"c", DType::kF32, {6}}});
   const auto loader = OpenLoader(dir.path());
   const WeightSpec a{"a", {2, 3}, Split::kNone, 1, false, "vocab_size, hidden_size"};
   WeightSpec wide = a;
@@ -310,20 +324,29 @@ TEST(WeightLoaderTest, CheckFindsWhatIsMissingOrWrong) {
   EXPECT_TRUE(loader->Check({a}).ok());
   EXPECT_TRUE(loader->Has("a"));
   EXPECT_FALSE(loader->Has("none"));
-  ExpectError(loader->Check({a, wide}), kInvalid,
-              dir.path() + ": tensor \"a\" in model.safetensors has shape [2, 3]; config.json asks for [2, 4] "
-                           "(vocab_size, hidden_size)");
+  ExpectError(
+      loader->Check({a, wide}), kInvalid,
+      dir.path() +
+          ": tensor \"a\" in model.safetensors has shape [2, 3]; config.json asks for [2, 4] "
+          "(vocab_size, hidden_size)");
   ExpectError(loader->Check({flat}), kInvalid,
-              dir.path() + ": tensor \"c\" in model.safetensors has shape [6]; config.json asks for [2, 3] "
-                           "(vocab_size, hidden_size)");
-  ExpectError(loader->Check({b}), kInvalid,
-              dir.path() + ": tensor \"b\" in model.safetensors is of dtype i64; weights must be F32, BF16 or F16");
-  ExpectError(loader->Check({none, b, wide}), absl::StatusCode::kNotFound,
-              dir.path() + ": tensor \"none\" is missing; config.json asks for it (and 2 more tensors are wrong)");
+              dir.path() +
+                  ": tensor \"c\" in model.safetensors has shape [6]; config.json asks for [2, 3] "
+                  "(vocab_size, hidden_size)");
+  ExpectError(
+      loader->Check({b}), kInvalid,
+      dir.path() +
+          ": tensor \"b\" in model.safetensors is of dtype i64; weights must be F32, BF16 or F16");
+  ExpectError(
+      loader->Check({none, b, wide}), absl::StatusCode::kNotFound,
+      dir.path() +
+          ": tensor \"none\" is missing; config.json asks for it (and 2 more tensors are wrong)");
   float unused[8];
-  ExpectError(loader->Load(wide, 0, 1, TensorView(unused, DType::kF32, {2, 4})), kInvalid,
-              dir.path() + ": tensor \"a\" in model.safetensors has shape [2, 3]; config.json asks for [2, 4] "
-                           "(vocab_size, hidden_size)");
+  ExpectError(
+      loader->Load(wide, 0, 1, TensorView(unused, DType::kF32, {2, 4})), kInvalid,
+      dir.path() +
+          ": tensor \"a\" in model.safetensors has shape [2, 3]; config.json asks for [2, 4] "
+          "(vocab_size, hidden_size)");
 }
 
 TEST(WeightLoaderTest, ForeignTypeIsRefusedOnlyWhenAskedFor) {
@@ -331,12 +354,15 @@ TEST(WeightLoaderTest, ForeignTypeIsRefusedOnlyWhenAskedFor) {
   const std::string header = R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
                              R"("q":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[4,8]}})";
   const uint64_t length = header.size();
-  dir.Write("model.safetensors", std::string(reinterpret_cast<const char*>(&length), 8) + header + "12345678");
+  dir.Write("model.safetensors",
+            std::string(reinterpret_cast<const char*>(&length), 8) + header + "12345678");
   const auto loader = OpenLoader(dir.path());
   EXPECT_TRUE(loader->Check({{"a", {1}, Split::kNone, 1, false, ""}}).ok());
-  ExpectError(loader->Check({{"q", {4}, Split::kNone, 1, false, ""}}), absl::StatusCode::kInvalidArgument,
+  ExpectError(loader->Check({{"q", {4}, Split::kNone, 1, false, ""}}),
+              absl::StatusCode::kInvalidArgument,
               dir.path() +
-                  ": tensor \"q\" in model.safetensors is of dtype F8_E4M3; weights must be F32, BF16 or F16");
+                  ": tensor \"q\" in model.safetensors is of dtype F8_E4M3; weights must be F32, "
+                  "BF16 or F16");
 }
 
 class IndexTest : public ::testing::Test {
@@ -354,28 +380,38 @@ class IndexTest : public ::testing::Test {
 };
 
 TEST_F(IndexTest, ReadsShards) {
-  EXPECT_TRUE(OpenWith(R"({"metadata":{"total_size":20},"weight_map":{"a":"s1.safetensors","b":"s2.safetensors"}})").ok());
+  EXPECT_TRUE(
+      OpenWith(
+          R"({"metadata":{"total_size":20},"weight_map":{"a":"s1.safetensors","b":"s2.safetensors"}})")
+          .ok());
   const auto loader = OpenLoader(dir_.path());
   EXPECT_EQ(loader->total_bytes(), 24);
   EXPECT_TRUE(loader->Has("a") && loader->Has("b"));
-  EXPECT_EQ(LoadFloats(*loader, {"b", {3}, Split::kNone, 1, false, ""}, 0, 1), std::vector<float>(3, 0.0f));
+  EXPECT_EQ(LoadFloats(*loader, {"b", {3}, Split::kNone, 1, false, ""}, 0, 1),
+            std::vector<float>(3, 0.0f));
 }
 
 TEST_F(IndexTest, FaultsAreNamed) {
   constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
-  ExpectError(OpenWith(R"({"weight_map":{"a":"s1.safetensors","b":"s9.safetensors"}})"), absl::StatusCode::kNotFound,
-              index_path() + ": names the shard \"s9.safetensors\", which is not in " + dir_.path());
+  ExpectError(
+      OpenWith(R"({"weight_map":{"a":"s1.safetensors","b":"s9.safetensors"}})"),
+      absl::StatusCode::kNotFound,
+      index_path() + ": names the shard \"s9.safetensors\", which is not in " + dir_.path());
   ExpectError(OpenWith(R"({"weight_map":{"z":"s1.safetensors"}})"), kInvalid,
               index_path() + ": lists tensor \"z\" in s1.safetensors, which does not hold it");
   ExpectError(OpenWith(R"({"weight_map":{"a":"s2.safetensors","b":"s1.safetensors"}})"), kInvalid,
               index_path() + ": lists tensor \"a\" in s2.safetensors, which does not hold it");
   for (const char* name : {"../s1.safetensors", "/etc/passwd", "..", "x/s1.safetensors", ""}) {
-    ExpectError(OpenWith(std::string(R"({"weight_map":{"a":")") + name + "\"}}"), kInvalid,
-                index_path() + ": weight_map: \"a\" must map to the plain name of a file in this directory, not \"" +
-                    name + "\"");
+    ExpectError(
+        OpenWith(std::string(R"({"weight_map":{"a":")") + name + "\"}}"), kInvalid,
+        index_path() +
+            ": weight_map: \"a\" must map to the plain name of a file in this directory, not \"" +
+            name + "\"");
   }
-  ExpectError(OpenWith(R"({"weight_map":{"a":7}})"), kInvalid,
-              index_path() + ": weight_map: \"a\" must map to the plain name of a file in this directory, not \"\"");
+  ExpectError(
+      OpenWith(R"({"weight_map":{"a":7}})"), kInvalid,
+      index_path() +
+          ": weight_map: \"a\" must map to the plain name of a file in this directory, not \"\"");
   const std::string map_line =
       index_path() + ": weight_map: must be an object that maps tensor names to file names";
   ExpectError(OpenWith(R"({"metadata":{}})"), kInvalid, map_line);
@@ -389,7 +425,9 @@ TEST_F(IndexTest, FaultsAreNamed) {
 TEST(WeightLoaderTest, DirectoryWithoutWeights) {
   TempDir dir;
   ExpectError(WeightLoader::Open(dir.path()).status(), absl::StatusCode::kNotFound,
-              dir.path() + ": has neither model.safetensors nor model.safetensors.index.json; weights are read from these");
+              dir.path() +
+                  ": has neither model.safetensors nor model.safetensors.index.json; weights are "
+                  "read from these");
 }
 
 }  // namespace

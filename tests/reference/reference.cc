@@ -5,12 +5,14 @@
 
 namespace trireme::reference {
 
-Doubles Embedding(const std::vector<int32_t>& ids, const Doubles& table, int64_t hidden, int64_t vocab_begin) {
+Doubles Embedding(const std::vector<int32_t>& ids, const Doubles& table, int64_t hidden,
+                  int64_t vocab_begin) {
   const int64_t vocab = static_cast<int64_t>(table.size()) / hidden;
   Doubles out;
   for (int32_t id : ids) {
     const int64_t row = id - vocab_begin;
-    for (int64_t i = 0; i < hidden; ++i) out.push_back(row >= 0 && row < vocab ? table[row * hidden + i] : 0.0);
+    for (int64_t i = 0; i < hidden; ++i)
+      out.push_back(row >= 0 && row < vocab ? table[row * hidden + i] : 0.0);
   }
   return out;
 }
@@ -77,13 +79,15 @@ Doubles RotateHead(const Doubles& x, const Doubles& norm, double eps, const Doub
   return out;
 }
 
-void RopeAndStoreKv(const Heads& heads, const std::vector<int32_t>& positions, const std::vector<int64_t>& slots,
-                    const Doubles& cos_sin, const Doubles& q_norm, const Doubles& k_norm, double eps, Doubles* qkv,
+void RopeAndStoreKv(const Heads& heads, const std::vector<int32_t>& positions,
+                    const std::vector<int64_t>& slots, const Doubles& cos_sin,
+                    const Doubles& q_norm, const Doubles& k_norm, double eps, Doubles* qkv,
                     Cache* cache) {
   const int64_t d = heads.head_dim, width = (heads.q_heads + 2 * heads.kv_heads) * d;
   for (size_t t = 0; t < positions.size(); ++t) {
     const auto row = qkv->begin() + t * width;
-    const Doubles angles(cos_sin.begin() + positions[t] * d, cos_sin.begin() + (positions[t] + 1) * d);
+    const Doubles angles(cos_sin.begin() + positions[t] * d,
+                         cos_sin.begin() + (positions[t] + 1) * d);
     for (int64_t h = 0; h < heads.q_heads; ++h) {
       const Doubles q = RotateHead({row + h * d, row + (h + 1) * d}, q_norm, eps, angles);
       std::copy(q.begin(), q.end(), row + h * d);
@@ -102,8 +106,9 @@ void RopeAndStoreKv(const Heads& heads, const std::vector<int32_t>& positions, c
 namespace {
 
 // One query head at `position` over its sequence's pages.
-Doubles AttendOne(const double* q, int64_t position, int64_t kv_head, const Heads& heads, const Cache& cache,
-                  const std::vector<int32_t>& pages, double scale, int64_t window) {
+Doubles AttendOne(const double* q, int64_t position, int64_t kv_head, const Heads& heads,
+                  const Cache& cache, const std::vector<int32_t>& pages, double scale,
+                  int64_t window) {
   const int64_t d = heads.head_dim;
   const auto at = [&](int64_t key) {
     const int64_t slot = pages[key / cache.page_size] * cache.page_size + key % cache.page_size;
@@ -128,16 +133,17 @@ Doubles AttendOne(const double* q, int64_t position, int64_t kv_head, const Head
 
 }  // namespace
 
-Doubles PagedAttention(const Heads& heads, const Doubles& q, const Cache& cache, const RaggedBatch& batch, double scale,
-                       int64_t window) {
+Doubles PagedAttention(const Heads& heads, const Doubles& q, const Cache& cache,
+                       const RaggedBatch& batch, double scale, int64_t window) {
   const int64_t group = heads.q_heads / heads.kv_heads, width = heads.q_heads * heads.head_dim;
   Doubles out;
   for (size_t s = 0; s < batch.kv_lens.size(); ++s) {
     for (int64_t t = batch.cu_q_lens[s]; t < batch.cu_q_lens[s + 1]; ++t) {
       const int64_t position = batch.kv_lens[s] - (batch.cu_q_lens[s + 1] - t);
       for (int64_t h = 0; h < heads.q_heads; ++h) {
-        const Doubles head = AttendOne(q.data() + t * width + h * heads.head_dim, position, h / group, heads, cache,
-                                       batch.page_tables[s], scale, window);
+        const Doubles head =
+            AttendOne(q.data() + t * width + h * heads.head_dim, position, h / group, heads, cache,
+                      batch.page_tables[s], scale, window);
         out.insert(out.end(), head.begin(), head.end());
       }
     }

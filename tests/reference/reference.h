@@ -1,5 +1,5 @@
-// The naive double-precision twin of every op in kernels/ops.h: written to be read, not to be fast. Row-major, shapes as
-// in ops.h. Tests compare every backend with these.
+// The naive double-precision twin of every op in kernels/ops.h: written to be read, not to be fast.
+// Row-major, shapes as in ops.h. Tests compare every backend with these.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,8 @@ namespace trireme::reference {
 using Doubles = std::vector<double>;
 
 // [T, H] from table [V, H]; rows of ids outside [vocab_begin, vocab_begin + V) are zero.
-Doubles Embedding(const std::vector<int32_t>& ids, const Doubles& table, int64_t hidden, int64_t vocab_begin);
+Doubles Embedding(const std::vector<int32_t>& ids, const Doubles& table, int64_t hidden,
+                  int64_t vocab_begin);
 
 // x [T, H], weight [H].
 Doubles RmsNorm(const Doubles& x, const Doubles& weight, double eps);
@@ -33,7 +34,8 @@ struct Heads {
   int64_t head_dim = 2;
 };
 
-// One head x [D]: rotated by the angles of row `cos_sin` [D] (cosines, then sines), after RMSNorm if `norm` [D] is there.
+// One head x [D]: rotated by the angles of row `cos_sin` [D] (cosines, then sines), after RMSNorm
+// if `norm` [D] is there.
 Doubles RotateHead(const Doubles& x, const Doubles& norm, double eps, const Doubles& cos_sin);
 
 struct Cache {
@@ -42,19 +44,21 @@ struct Cache {
   Doubles v;
 };
 
-// qkv [T, (Hq + 2 Hkv) D]: rotates q in place, stores k and v; the k and v columns of qkv stay as they are.
-void RopeAndStoreKv(const Heads& heads, const std::vector<int32_t>& positions, const std::vector<int64_t>& slots,
-                    const Doubles& cos_sin, const Doubles& q_norm, const Doubles& k_norm, double eps, Doubles* qkv,
+// qkv [T, (Hq + 2 Hkv) D]: rotates q in place, stores k and v; the k and v columns of qkv stay as
+// they are.
+void RopeAndStoreKv(const Heads& heads, const std::vector<int32_t>& positions,
+                    const std::vector<int64_t>& slots, const Doubles& cos_sin,
+                    const Doubles& q_norm, const Doubles& k_norm, double eps, Doubles* qkv,
                     Cache* cache);
 
 struct RaggedBatch {
-  std::vector<int32_t> cu_q_lens;                  // [S + 1]
-  std::vector<int32_t> kv_lens;                    // [S]
+  std::vector<int32_t> cu_q_lens;                 // [S + 1]
+  std::vector<int32_t> kv_lens;                   // [S]
   std::vector<std::vector<int32_t>> page_tables;  // [S][pages]
 };
 
 // q [T, Hq D] -> [T, Hq D]. window 0: all keys.
-Doubles PagedAttention(const Heads& heads, const Doubles& q, const Cache& cache, const RaggedBatch& batch, double scale,
-                       int64_t window);
+Doubles PagedAttention(const Heads& heads, const Doubles& q, const Cache& cache,
+                       const RaggedBatch& batch, double scale, int64_t window);
 
 }  // namespace trireme::reference
