@@ -165,7 +165,7 @@ bool Survives(const absl::StatusOr<std::unique_ptr<Tokenizer>>& tokenizer) {
 
 TEST(TokenizerErrorsTest, CutAndMutatedFilesNeverCrash) {
   std::mt19937 random(11);
-  for (const std::string path :
+  for (const std::string& path :
        {FixturePath("llama3"), FixturePath("mistral"), std::string(kStoriesModel)}) {
     const bool is_json = path.ends_with(".json");
     const std::string bytes = ReadSourceFile(path);
@@ -195,7 +195,7 @@ TEST(TokenizerErrorsTest, CutAndMutatedFilesNeverCrash) {
 }
 
 TEST(TokenizerErrorsTest, NoSentencePieceModel) {
-  for (const std::string bytes :
+  for (const std::string& bytes :
        {std::string(), std::string("\xFF\xFF\xFF"), std::string(100, 'x')}) {
     const absl::Status status = Tokenizer::FromSentencePiece(bytes, "dir/tokenizer.model").status();
     EXPECT_EQ(status.code(), kInvalid);

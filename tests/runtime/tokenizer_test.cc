@@ -143,7 +143,7 @@ TEST(TokenizerTest, InvalidUtf8IsRefusedWithItsOffset) {
 }
 
 TEST(TokenizerTest, ManyThreadsMayEncode) {
-  for (const std::string path :
+  for (const std::string& path :
        {FixturePath("llama3"), FixturePath("qwen"), std::string(kStoriesModel)}) {
     const auto tokenizer = OpenTokenizer(path);
     const std::string text =
