@@ -75,6 +75,36 @@ std::string Mismatch(const WeightSpec& spec, const SafetensorsFile& file,
   return "";
 }
 
+// A piece of a stored tensor: `count` runs of `length` neighbouring elements, `stride` apart.
+struct Runs {
+  int64_t first, count, length, stride;
+};
+
+// REQUIRES: `shape` is the shape of `piece`, not empty.
+Runs RunsOf(const WeightSpec& spec, const Range& piece, const Shape& shape) {
+  if (spec.split == Split::kCols) {
+    return {piece.begin, spec.shape[0], piece.size(), spec.shape[1]};
+  }
+  const int64_t first = spec.split == Split::kRows ? piece.begin : 0;
+  return {first * TensorView::RowElements(spec.shape), 1, shape.elements(), 0};
+}
+
+// Reads `count` elements at byte `offset` to `out`, converted.
+absl::Status ReadRun(const SafetensorsFile& file, int64_t offset, DType stored, int64_t count,
+                     DType wanted, char* out, std::vector<char>& scratch) {
+  const auto size = static_cast<int64_t>(SizeOf(stored));
+  if (stored == wanted) return file.Read(offset, count * size, out);
+  scratch.resize(kConvertChunkBytes);
+  const int64_t chunk = kConvertChunkBytes / size;
+  for (int64_t done = 0; done < count; done += chunk) {
+    const int64_t now = std::min(chunk, count - done);
+    RETURN_IF_ERROR(file.Read(offset + done * size, now * size, scratch.data()));
+    ConvertFloats(stored, scratch.data(), wanted, out, now);
+    out += now * static_cast<int64_t>(SizeOf(wanted));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<WeightLoader>> WeightLoader::Open(const std::string& model_dir) {
@@ -165,34 +195,15 @@ absl::Status WeightLoader::Load(const WeightSpec& spec, int part, int parts, Ten
     return absl::InvalidArgumentError(absl::StrCat(model_dir_, ": ", mismatch));
   }
   if (shape.elements() == 0) return absl::OkStatus();
-
-  // The piece is `runs` runs of `run` neighbouring elements, `stride` apart in the file.
+  const Runs runs = RunsOf(spec, piece, shape);
   const auto size = static_cast<int64_t>(SizeOf(entry.dtype));
-  const bool columns = spec.split == Split::kCols;
-  const int64_t stride = columns ? spec.shape[1] : shape.elements();
-  const int64_t runs = columns ? spec.shape[0] : 1;
-  const int64_t run = columns ? piece.size() : shape.elements();
-  const int64_t row_elements = TensorView::RowElements(spec.shape);
-  const int64_t first =
-      columns ? piece.begin : (spec.split == Split::kRows ? piece.begin * row_elements : 0);
-  const auto out_size = static_cast<int64_t>(SizeOf(dst.dtype));
   char* out = dst.as<char>();
-  for (int64_t i = 0; i < runs; ++i) {
-    const int64_t offset = entry.begin + (first + i * stride) * size;
-    if (entry.dtype == dst.dtype) {
-      RETURN_IF_ERROR(located.file->Read(offset, run * size, out));
-      out += run * size;
-    } else {
-      const int64_t chunk = kConvertChunkBytes / size;
-      scratch_.resize(kConvertChunkBytes);
-      for (int64_t done = 0; done < run; done += chunk) {
-        const int64_t count = std::min(chunk, run - done);
-        RETURN_IF_ERROR(located.file->Read(offset + done * size, count * size, scratch_.data()));
-        ConvertFloats(entry.dtype, scratch_.data(), dst.dtype, out, count);
-        out += count * out_size;
-      }
-    }
-    bytes_read_ += run * size;
+  for (int64_t i = 0; i < runs.count; ++i) {
+    const int64_t offset = entry.begin + (runs.first + i * runs.stride) * size;
+    RETURN_IF_ERROR(
+        ReadRun(*located.file, offset, entry.dtype, runs.length, dst.dtype, out, scratch_));
+    out += runs.length * static_cast<int64_t>(SizeOf(dst.dtype));
+    bytes_read_ += runs.length * size;
   }
   return absl::OkStatus();
 }

@@ -49,37 +49,83 @@ struct AttentionState {
   float* p = nullptr;      // [4, kKeys]
 };
 
-// Keys [first, first + count) of the sequence into state.k (transposed) and state.v; the rest of
-// the block is zero.
+// Where the keys and values of a block lie.
 template <typename T>
-TRIREME_INLINE void LoadKeys(const AttentionBlock& block, int64_t first, int64_t count,
-                             AttentionState& state) {
+struct KeyRows {
+  const T* k[kKeys];
+  const T* v[kKeys];
+  int64_t count = 0;
+};
+template <typename T>
+TRIREME_INLINE void FindKeys(const AttentionBlock& block, int64_t first, int64_t end,
+                             KeyRows<T>& keys) {
   const int64_t page_size = block.kv.k.shape.dims[1], head_dim = block.kv.k.shape.dims[3];
   const int64_t token_stride = block.kv.k.shape.dims[2] * head_dim;
   const int32_t* pages = Row<int32_t>(block.kv.page_tables, block.sequence);
-  const T *k[kKeys], *v[kKeys];
   int64_t page = first / page_size, offset = first % page_size;
-  for (int64_t i = 0; i < count; ++i) {
+  keys.count = Max(0, Min(kKeys, end - first));
+  for (int64_t i = 0; i < keys.count; ++i) {
     const int64_t at = offset * token_stride + block.kv_head * head_dim;
-    k[i] = Row<T>(block.kv.k, pages[page]) + at;
-    v[i] = Row<T>(block.kv.v, pages[page]) + at;
+    keys.k[i] = Row<T>(block.kv.k, pages[page]) + at;
+    keys.v[i] = Row<T>(block.kv.v, pages[page]) + at;
+    // A head's row is a few cache lines in a far larger stride, which no hardware prefetcher
+    // follows.
+    for (int64_t c = 0; c < head_dim; c += 64 / static_cast<int64_t>(sizeof(T))) {
+      __builtin_prefetch(keys.k[i] + c);
+      __builtin_prefetch(keys.v[i] + c);
+    }
     if (++offset == page_size) offset = 0, ++page;
   }
-  for (int64_t c = 0; c < head_dim; c += kLanes) {
-    for (int64_t i0 = 0; i0 < kKeys; i0 += kLanes) {
-      F32 rows[kLanes];
-      if (i0 + kLanes <= count && c + kLanes <= head_dim) [[likely]] {
-        Unroll<kLanes>([&](auto i) TRIREME_INLINE_LAMBDA { rows[i] = Load(k[i0 + i] + c); });
-      } else {
-        for (int64_t i = 0; i < kLanes; ++i)
-          rows[i] = i0 + i < count ? Load(k[i0 + i] + c, head_dim - c) : F32{};
-      }
-      Transpose(rows);
-      Unroll<kLanes>([&](auto i)
-                         TRIREME_INLINE_LAMBDA { Store(state.k + (c + i) * kKeys + i0, rows[i]); });
+}
+
+// Columns [c, c + kLanes) of 16 keys into state.k.
+template <typename T>
+TRIREME_INLINE void TransposeKeys(const KeyRows<T>& keys, int64_t first, int64_t c,
+                                  int64_t head_dim, AttentionState& state) {
+  F32 rows[kLanes];
+  if (first + kLanes <= keys.count && c + kLanes <= head_dim) [[likely]] {
+    Unroll<kLanes>([&](auto i) TRIREME_INLINE_LAMBDA { rows[i] = Load(keys.k[first + i] + c); });
+  } else {
+    for (int64_t i = 0; i < kLanes; ++i) {
+      rows[i] = first + i < keys.count ? Load(keys.k[first + i] + c, head_dim - c) : F32{};
     }
-    for (int64_t i = 0; i < kKeys; ++i) {
-      Store(state.v + i * state.d + c, i < count ? Load(v[i] + c, head_dim - c) : F32{});
+  }
+  Transpose(rows);
+  float* out = state.k + c * kKeys + first;
+  Unroll<kLanes>([&](auto i) TRIREME_INLINE_LAMBDA { Store(out + i * kKeys, rows[i]); });
+}
+
+// Columns [c, c + 2 kLanes) of 16 keys of bf16, transposed as pairs: half the shuffles.
+TRIREME_INLINE void TransposePairs(const KeyRows<BF16>& keys, int64_t first, int64_t c,
+                                   AttentionState& state) {
+  F32 rows[kLanes];
+  Unroll<kLanes>([&](auto i) TRIREME_INLINE_LAMBDA {
+    __builtin_memcpy(&rows[i], keys.k[first + i] + c, sizeof(F32));
+  });
+  Transpose(rows);
+  float* out = state.k + c * kKeys + first;
+  Unroll<kLanes>([&](auto i) TRIREME_INLINE_LAMBDA {
+    Store(out + 2 * i * kKeys, (F32)((U32)rows[i] << 16));
+    Store(out + (2 * i + 1) * kKeys, (F32)((U32)rows[i] & 0xffff0000u));
+  });
+}
+
+// A block into state.k (transposed) and state.v; what is missing of it reads as zero.
+template <typename T>
+TRIREME_INLINE void LoadKeys(const KeyRows<T>& keys, int64_t head_dim, AttentionState& state) {
+  for (int64_t first = 0; first < kKeys; first += kLanes) {
+    int64_t c = 0;
+    if constexpr (kDTypeOf<T> == DType::kBF16) {
+      if (first + kLanes <= keys.count) {
+        for (; c + 2 * kLanes <= head_dim; c += 2 * kLanes) TransposePairs(keys, first, c, state);
+      }
+    }
+    for (; c < head_dim; c += kLanes) TransposeKeys(keys, first, c, head_dim, state);
+  }
+  for (int64_t i = 0; i < kKeys; ++i) {
+    float* out = state.v + i * state.d;
+    for (int64_t c = 0; c < head_dim; c += kLanes) {
+      Store(out + c, i < keys.count ? Load(keys.v[i] + c, head_dim - c) : F32{});
     }
   }
 }
@@ -201,6 +247,23 @@ TRIREME_INLINE KeyRange RangeOf(const AttentionBlock& block, int64_t row) {
   return {window > 0 ? Max(0, position - window + 1) : 0, position + 1};
 }
 
+TRIREME_INLINE void AllRowsOverBlock(const AttentionBlock& block, const AttentionState& state,
+                                     int64_t rows, int64_t first) {
+  for (int64_t row = 0; row < rows;) {
+    const int64_t n = rows - row >= 4 ? 4 : rows - row >= 2 ? 2 : 1;
+    KeyRange ranges[4];
+    for (int64_t r = 0; r < n; ++r) ranges[r] = RangeOf(block, row + r);
+    if (n == 4) {
+      RowsOverBlock<4>(state, row, ranges, first);
+    } else if (n == 2) {
+      RowsOverBlock<2>(state, row, ranges, first);
+    } else {
+      RowsOverBlock<1>(state, row, ranges, first);
+    }
+    row += n;
+  }
+}
+
 inline void AttentionRows(const AttentionBlock& block, float* scratch) {
   const int64_t rows = (block.row_end - block.row_begin) * block.group;
   AttentionState state;
@@ -222,21 +285,13 @@ inline void AttentionRows(const AttentionBlock& block, float* scratch) {
     using T = decltype(zero);
     LoadQueries<T>(block, state);
     const int64_t end = RangeOf(block, rows - 1).end;
-    for (int64_t first = RangeOf(block, 0).begin / kKeys * kKeys; first < end; first += kKeys) {
-      LoadKeys<T>(block, first, Min(kKeys, end - first), state);
-      for (int64_t row = 0; row < rows;) {
-        const int64_t n = rows - row >= 4 ? 4 : rows - row >= 2 ? 2 : 1;
-        KeyRange ranges[4];
-        for (int64_t r = 0; r < n; ++r) ranges[r] = RangeOf(block, row + r);
-        if (n == 4) {
-          RowsOverBlock<4>(state, row, ranges, first);
-        } else if (n == 2) {
-          RowsOverBlock<2>(state, row, ranges, first);
-        } else {
-          RowsOverBlock<1>(state, row, ranges, first);
-        }
-        row += n;
-      }
+    int64_t first = RangeOf(block, 0).begin / kKeys * kKeys;
+    KeyRows<T> keys, next;
+    FindKeys(block, first, end, keys);
+    for (; first < end; first += kKeys, keys = next) {
+      FindKeys(block, first + kKeys, end, next);  // fetched while this block is computed
+      LoadKeys(keys, block.kv.k.shape.dims[3], state);
+      AllRowsOverBlock(block, state, rows, first);
     }
     StoreRows<T>(block, state);
   });

@@ -28,7 +28,7 @@ TRIREME_INLINE F32 Splat(float x) { return F32{} + x; }
 TRIREME_INLINE F32 MulAdd(F32 a, F32 b, F32 c) {
 #if defined(__AVX512F__)
   return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__)
+#elif defined(__AVX2__) && defined(__FMA__)
   __m256 x[2], y[2], z[2];
   __builtin_memcpy(x, &a, sizeof(a));
   __builtin_memcpy(y, &b, sizeof(b));
