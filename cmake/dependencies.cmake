@@ -8,10 +8,6 @@ find_package(CLI11 REQUIRED)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 
-# oneDNN: Debian's CMake config asks for OpenCL headers it does not need, so the library is found by name.
-find_library(DNNL_LIBRARY dnnl REQUIRED)
-find_path(DNNL_INCLUDE_DIR oneapi/dnnl/dnnl.hpp REQUIRED)
-
 # SentencePiece: Ubuntu's and Debian 13's pkg-config file asks for a protobuf that its package does not bring.
 find_library(SENTENCEPIECE_LIBRARY sentencepiece REQUIRED)
 find_path(SENTENCEPIECE_INCLUDE_DIR sentencepiece_processor.h REQUIRED)

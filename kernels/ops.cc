@@ -35,13 +35,12 @@ void CheckKv(const PagedKv& kv, DType dtype) {
 
 }  // namespace
 
-void Embedding(Stream& stream, ConstTensorView token_ids, ConstTensorView table,
+void Embedding(Stream& stream, ConstTensorView token_ids, const LinearWeight& table,
                int64_t vocab_begin, TensorView out) {
   CHECK_EQ(token_ids.shape.rank, 1) << "token_ids";
   CheckVector(token_ids, token_ids.dim(0), DType::kI32, "token_ids");
-  CheckMatrix(table, "embedding table");
   CheckMatrix(out, "out");
-  CheckShape(out, {token_ids.dim(0), table.dim(1)}, table.dtype, "out");
+  CheckShape(out, {token_ids.dim(0), table.k}, table.dtype, "out");
   stream.ops().embedding(stream, token_ids, table, vocab_begin, out);
 }
 

@@ -25,8 +25,9 @@ struct OpCost {
   double bytes = 0;
 };
 
-// Weights of y = x W^T, packed once at load in whatever layout the backend likes best. Made by
-// PackLinear, owned by the model, never changed. A row-major [N, K] matrix goes in.
+// Weights of y = x W^T (or the rows of an embedding), packed once at load in whatever layout the
+// backend likes best. Made by PackLinear, owned by the model, never changed. A row-major [N, K]
+// matrix goes in.
 class LinearWeight {
  public:
   virtual ~LinearWeight() = default;
@@ -57,9 +58,10 @@ struct RopeParams {
   float norm_eps = 0.0f;
 };
 
-// out[t] = table[id - vocab_begin] where the id lies in this shard's rows, else zeros (the sum over
-// shards is the row). token_ids [T] i32, table [V, H] act, out [T, H] act.
-void Embedding(Stream& stream, ConstTensorView token_ids, ConstTensorView table,
+// out[t] = row id - vocab_begin of the table where the id lies in this shard's rows, else zeros
+// (the sum over shards is the row). token_ids [T] i32, out [T, H] act. The table [V, H] act is a
+// packed weight, so that a head tied to the embedding is the same memory.
+void Embedding(Stream& stream, ConstTensorView token_ids, const LinearWeight& table,
                int64_t vocab_begin, TensorView out);
 
 // x [T, H], weight [H], out [T, H]: x / sqrt(mean(x^2) + eps) * weight. out may be x. Rows may be

@@ -220,10 +220,10 @@ int Main(int argc, char** argv) {
     return 1;
   }
   g_speaks = (*control)->rank() == 0;
+  if (parse_failure) return parse_failure((*control)->rank() == 0);
   std::signal(SIGINT, OnInterrupt);
   std::signal(SIGTERM, OnInterrupt);
   std::signal(SIGPIPE, SIG_IGN);
-  if (parse_failure) return parse_failure((*control)->rank() == 0);
 
   absl::Status status;
   if (app.got_subcommand("generate")) status = RunGenerate(**control, generate);
@@ -233,6 +233,8 @@ int Main(int argc, char** argv) {
   if (latency->parsed()) status = RunBenchLatency(**control, bench);
   if (throughput->parsed()) status = RunBenchThroughput(**control, bench);
   if (status.ok()) return 0;
+  // mpirun terminates the others as soon as one rank has left: no second line for that.
+  std::signal(SIGTERM, SIG_IGN);
   if ((*control)->rank() == 0)
     std::fprintf(stderr, "trireme: %s\n", std::string(status.message()).c_str());
   return IsUsageError(status) ? 2 : 1;

@@ -3,7 +3,7 @@
 namespace trireme {
 
 void Decoder::Embed(Stream& stream, const Batch& batch, TensorView hidden) {
-  Embedding(stream, batch.token_ids, embedding_.view(), embedding_begin_, hidden);
+  Embedding(stream, batch.token_ids, *embedding_, embedding_begin_, hidden);
   groups_->tp->AllReduceSum(stream, hidden);
 }
 

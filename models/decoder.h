@@ -75,12 +75,12 @@ class Decoder {
   int64_t q_heads_ = 0, kv_heads_ = 0, intermediate_ = 0;
   int64_t embedding_begin_ = 0;
   int64_t weight_bytes_ = 0;
-  Tensor embedding_;  // [V / tp, H], first stage
+  std::shared_ptr<const LinearWeight> embedding_;  // [V / tp, H], first stage
   std::vector<Layer> layers_;
-  Tensor final_norm_;                   // last stage
-  std::unique_ptr<LinearWeight> head_;  // [V / tp, H], last stage
-  Tensor cos_sin_;                      // [max_positions, D] f32
-  Arena arena_;                         // activations of one call
+  Tensor final_norm_;                         // last stage
+  std::shared_ptr<const LinearWeight> head_;  // [V / tp, H], last stage; may be the embedding
+  Tensor cos_sin_;                            // [max_positions, D] f32
+  Arena arena_;                               // activations of one call
 };
 
 }  // namespace trireme

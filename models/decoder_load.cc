@@ -61,8 +61,9 @@ class Decoder::Builder {
     return tp_ == 0 ? Vector({&spec}, out) : absl::OkStatus();
   }
 
-  absl::Status Linear(const std::vector<const WeightSpec*>& specs,
-                      std::unique_ptr<LinearWeight>& out) {
+  // Pointer is a unique_ptr or a shared_ptr.
+  template <typename Pointer>
+  absl::Status Linear(const std::vector<const WeightSpec*>& specs, Pointer& out) {
     ASSIGN_OR_RETURN(const TensorView host, Read(specs, host_));
     ASSIGN_OR_RETURN(out, PackLinear(stream_, host, decoder_.dtype_));
     RETURN_IF_ERROR(stream_.Synchronize());
@@ -148,7 +149,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const ModelConfig& config
   decoder->intermediate_ = PieceOfSpec(specs.layers[0].gate, tp, tp_size).size();
   Builder builder(*decoder, loader, stream, options);
   if (groups.first_stage()) {
-    RETURN_IF_ERROR(builder.Vector({&specs.embedding}, decoder->embedding_));
+    RETURN_IF_ERROR(builder.Linear({&specs.embedding}, decoder->embedding_));
     decoder->embedding_begin_ = PieceOfSpec(specs.embedding, tp, tp_size).begin;
   }
   decoder->layers_.resize(decoder->layer_range_.size());
@@ -158,7 +159,11 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const ModelConfig& config
   }
   if (groups.last_stage()) {
     RETURN_IF_ERROR(builder.Vector({&specs.final_norm}, decoder->final_norm_));
-    RETURN_IF_ERROR(builder.Linear({&specs.head}, decoder->head_));
+    if (config.tied_head && groups.first_stage()) {
+      decoder->head_ = decoder->embedding_;
+    } else {
+      RETURN_IF_ERROR(builder.Linear({&specs.head}, decoder->head_));
+    }
   }
   RETURN_IF_ERROR(builder.RotationTable());
   RETURN_IF_ERROR(builder.Activations());

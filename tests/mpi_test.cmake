@@ -9,7 +9,7 @@ set(TRIREME_MPI_ENVIRONMENT
     OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_rmaps_base_oversubscribe=1
     OMPI_MCA_ess_singleton_isolated=1 PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1
     PRTE_MCA_hwloc_default_binding_policy=none PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
-    OMP_WAIT_POLICY=passive)
+    OMP_WAIT_POLICY=passive GTEST_COLOR=no)
 find_program(TRIREME_SSH NAMES ssh rsh)
 if(NOT TRIREME_SSH)
   list(APPEND TRIREME_MPI_ENVIRONMENT OMPI_MCA_plm_rsh_agent=/bin/false PRTE_MCA_plm_ssh_agent=/bin/false)

@@ -59,15 +59,15 @@ struct KeyRows {
 template <typename T>
 TRIREME_INLINE void FindKeys(const AttentionBlock& block, int64_t first, int64_t end,
                              KeyRows<T>& keys) {
-  const int64_t page_size = block.kv.k.shape.dims[1], head_dim = block.kv.k.shape.dims[3];
-  const int64_t token_stride = block.kv.k.shape.dims[2] * head_dim;
-  const int32_t* pages = Row<int32_t>(block.kv.page_tables, block.sequence);
+  const int64_t page_size = block.k.shape.dims[1], head_dim = block.k.shape.dims[3];
+  const int64_t token_stride = block.k.shape.dims[2] * head_dim;
+  const int32_t* pages = Row<int32_t>(block.page_tables, block.sequence);
   int64_t page = first / page_size, offset = first % page_size;
   keys.count = Max(0, Min(kKeys, end - first));
   for (int64_t i = 0; i < keys.count; ++i) {
     const int64_t at = offset * token_stride + block.kv_head * head_dim;
-    keys.k[i] = Row<T>(block.kv.k, pages[page]) + at;
-    keys.v[i] = Row<T>(block.kv.v, pages[page]) + at;
+    keys.k[i] = Row<T>(block.k, pages[page]) + at;
+    keys.v[i] = Row<T>(block.v, pages[page]) + at;
     // A head's row is a few cache lines in a far larger stride, which no hardware prefetcher
     // follows.
     for (int64_t c = 0; c < head_dim; c += 64 / static_cast<int64_t>(sizeof(T))) {
@@ -214,13 +214,13 @@ template <int kRows>
 
 template <typename T>
 TRIREME_INLINE void LoadQueries(const AttentionBlock& block, AttentionState& state) {
-  const int64_t head_dim = block.kv.k.shape.dims[3];
+  const int64_t head_dim = block.k.shape.dims[3];
   float* q = state.q;
   for (int64_t t = block.row_begin; t < block.row_end; ++t) {
     const T* in = Row<T>(block.q, t) + block.kv_head * block.group * head_dim;
     for (int64_t g = 0; g < block.group; ++g, q += state.d) {
       for (int64_t c = 0; c < state.d; c += kLanes) {
-        Store(q + c, Load(in + g * head_dim + c, head_dim - c) * block.shape.scale);
+        Store(q + c, Load(in + g * head_dim + c, head_dim - c) * block.scale);
       }
     }
   }
@@ -228,7 +228,7 @@ TRIREME_INLINE void LoadQueries(const AttentionBlock& block, AttentionState& sta
 
 template <typename T>
 TRIREME_INLINE void StoreRows(const AttentionBlock& block, const AttentionState& state) {
-  const int64_t head_dim = block.kv.k.shape.dims[3];
+  const int64_t head_dim = block.k.shape.dims[3];
   int64_t row = 0;
   for (int64_t t = block.row_begin; t < block.row_end; ++t) {
     T* out = Row<T>(block.out, t) + block.kv_head * block.group * head_dim;
@@ -243,7 +243,7 @@ TRIREME_INLINE void StoreRows(const AttentionBlock& block, const AttentionState&
 
 TRIREME_INLINE KeyRange RangeOf(const AttentionBlock& block, int64_t row) {
   const int64_t position = block.first_position + row / block.group;
-  const int64_t window = block.shape.sliding_window;
+  const int64_t window = block.sliding_window;
   return {window > 0 ? Max(0, position - window + 1) : 0, position + 1};
 }
 
@@ -267,7 +267,7 @@ TRIREME_INLINE void AllRowsOverBlock(const AttentionBlock& block, const Attentio
 inline void AttentionRows(const AttentionBlock& block, float* scratch) {
   const int64_t rows = (block.row_end - block.row_begin) * block.group;
   AttentionState state;
-  state.d = (block.kv.k.shape.dims[3] + kLanes - 1) / kLanes * kLanes;
+  state.d = (block.k.shape.dims[3] + kLanes - 1) / kLanes * kLanes;
   const int64_t padded_rows = (rows + kLanes - 1) / kLanes * kLanes;
   state.q = scratch;
   state.out = state.q + rows * state.d;
@@ -290,7 +290,7 @@ inline void AttentionRows(const AttentionBlock& block, float* scratch) {
     FindKeys(block, first, end, keys);
     for (; first < end; first += kKeys, keys = next) {
       FindKeys(block, first + kKeys, end, next);  // fetched while this block is computed
-      LoadKeys(keys, block.kv.k.shape.dims[3], state);
+      LoadKeys(keys, block.k.shape.dims[3], state);
       AllRowsOverBlock(block, state, rows, first);
     }
     StoreRows<T>(block, state);

@@ -50,7 +50,14 @@ void PagedAttention(Stream& stream, ConstTensorView q, const PagedKv& kv, ConstT
   PoolOf(stream).ParallelFor(tasks, grain, [&](int64_t begin, int64_t end) {
     float* scratch = static_cast<float*>(
         Scratch(sizeof(float) * AttentionScratchFloats(head_dim, std::max(group, kAttentionRows))));
-    AttentionBlock block{.q = q, .kv = kv, .out = out, .shape = shape, .group = group};
+    AttentionBlock block{.q = q,
+                         .k = kv.k,
+                         .v = kv.v,
+                         .page_tables = kv.page_tables,
+                         .out = out,
+                         .scale = shape.scale,
+                         .sliding_window = shape.sliding_window,
+                         .group = group};
     int64_t s = 0, before = 0;  // sequence of the task, tasks before it
     for (int64_t task = begin; task < end; ++task) {
       int64_t here = Blocks(cu[s + 1] - cu[s], block_rows) * kv_heads;

@@ -35,8 +35,6 @@ inline int64_t RowGrain(int64_t elements_per_row) {
              : kChunkElements / (elements_per_row > 0 ? elements_per_row : 1);
 }
 
-void Embedding(Stream&, ConstTensorView token_ids, ConstTensorView table, int64_t vocab_begin,
-               TensorView out);
 void RmsNorm(Stream&, ConstTensorView x, ConstTensorView weight, float eps, TensorView out);
 void AddRmsNorm(Stream&, TensorView residual, ConstTensorView delta, ConstTensorView weight,
                 float eps, TensorView out);
@@ -48,6 +46,8 @@ void RopeAndStoreKv(Stream&, TensorView qkv, ConstTensorView positions,
                     const PagedKv& kv);
 void PagedAttention(Stream&, ConstTensorView q, const PagedKv& kv, ConstTensorView cu_q_lens,
                     ConstTensorView kv_lens, const AttentionShape& shape, TensorView out);
+void Embedding(Stream&, ConstTensorView token_ids, const LinearWeight& table, int64_t vocab_begin,
+               TensorView out);
 void MatMul(Stream&, ConstTensorView x, const LinearWeight& w, ConstTensorView bias, TensorView y);
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream&, ConstTensorView weight,
                                                          DType dtype);

@@ -96,29 +96,29 @@ TRIREME_INLINE void RotateHead(const T* x, const T* norm, float eps, const float
   }
 }
 
-inline void RopeAndStoreKvRows(TensorView qkv, ConstTensorView positions,
-                               ConstTensorView slot_mapping, const RopeParams& rope,
-                               int64_t q_heads, const PagedKv& kv, int64_t begin, int64_t end) {
-  const int64_t page_size = kv.k.shape.dims[1], kv_heads = kv.k.shape.dims[2],
-                d = kv.k.shape.dims[3];
-  DispatchFloat(qkv.dtype, [&](auto zero) {
+inline void RopeAndStoreKvRows(const RopeRows& rope, int64_t begin, int64_t end) {
+  const int64_t page_size = rope.k.shape.dims[1], kv_heads = rope.k.shape.dims[2];
+  const int64_t d = rope.k.shape.dims[3];
+  DispatchFloat(rope.qkv.dtype, [&](auto zero) {
     using T = decltype(zero);
     const T* q_norm = static_cast<const T*>(rope.q_norm.data);
     const T* k_norm = static_cast<const T*>(rope.k_norm.data);
     for (int64_t t = begin; t < end; ++t) {
-      T* row = Row<T>(qkv, t);
-      const float* cos_sin =
-          Row<float>(rope.cos_sin, static_cast<const int32_t*>(positions.data)[t]);
-      for (int64_t h = 0; h < q_heads; ++h)
-        RotateHead(row + h * d, q_norm, rope.norm_eps, cos_sin, d, row + h * d);
-      const int64_t slot = static_cast<const int64_t*>(slot_mapping.data)[t];
+      T* row = Row<T>(rope.qkv, t);
+      const float* angles =
+          Row<float>(rope.cos_sin, static_cast<const int32_t*>(rope.positions.data)[t]);
+      for (int64_t h = 0; h < rope.q_heads; ++h) {
+        RotateHead(row + h * d, q_norm, rope.norm_eps, angles, d, row + h * d);
+      }
+      const int64_t slot = static_cast<const int64_t*>(rope.slot_mapping.data)[t];
       if (slot < 0) continue;
       const int64_t offset = slot % page_size * kv_heads * d;
-      T* k = Row<T>(kv.k, slot / page_size) + offset;
-      T* v = Row<T>(kv.v, slot / page_size) + offset;
-      const T* k_in = row + q_heads * d;
-      for (int64_t h = 0; h < kv_heads; ++h)
-        RotateHead(k_in + h * d, k_norm, rope.norm_eps, cos_sin, d, k + h * d);
+      T* k = Row<T>(rope.k, slot / page_size) + offset;
+      T* v = Row<T>(rope.v, slot / page_size) + offset;
+      const T* k_in = row + rope.q_heads * d;
+      for (int64_t h = 0; h < kv_heads; ++h) {
+        RotateHead(k_in + h * d, k_norm, rope.norm_eps, angles, d, k + h * d);
+      }
       __builtin_memcpy(v, k_in + kv_heads * d, kv_heads * d * sizeof(T));
     }
   });

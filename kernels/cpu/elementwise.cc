@@ -6,27 +6,6 @@
 
 namespace trireme::cpu {
 
-void Embedding(Stream& stream, ConstTensorView token_ids, ConstTensorView table,
-               int64_t vocab_begin, TensorView out) {
-  const size_t row_bytes = table.dim(1) * SizeOf(table.dtype);
-  const auto row = [](const auto& view, int64_t i) {
-    return i * view.stride0 * static_cast<int64_t>(SizeOf(view.dtype));
-  };
-  const int32_t* ids = token_ids.as<int32_t>();
-  PoolOf(stream).ParallelFor(token_ids.dim(0), RowGrain(table.dim(1)),
-                             [&](int64_t begin, int64_t end) {
-                               for (int64_t t = begin; t < end; ++t) {
-                                 char* to = out.as<char>() + row(out, t);
-                                 const int64_t id = ids[t] - vocab_begin;
-                                 if (id < 0 || id >= table.dim(0)) {
-                                   std::memset(to, 0, row_bytes);
-                                 } else {
-                                   std::memcpy(to, table.as<char>() + row(table, id), row_bytes);
-                                 }
-                               }
-                             });
-}
-
 void GatherRows(Stream& stream, ConstTensorView x, ConstTensorView indices, TensorView out) {
   const size_t row_bytes = x.dim(1) * SizeOf(x.dtype);
   const int64_t size = static_cast<int64_t>(SizeOf(x.dtype));
@@ -76,8 +55,18 @@ void RopeAndStoreKv(Stream& stream, TensorView qkv, ConstTensorView positions,
         << "position " << position << " of row " << t;
     CHECK_LT(slot_mapping.as<int64_t>()[t], slots) << "slot of row " << t;
   }
+  const RopeRows rows{.qkv = qkv,
+                      .positions = positions,
+                      .slot_mapping = slot_mapping,
+                      .cos_sin = rope.cos_sin,
+                      .q_norm = rope.q_norm,
+                      .k_norm = rope.k_norm,
+                      .norm_eps = rope.norm_eps,
+                      .q_heads = q_heads,
+                      .k = kv.k,
+                      .v = kv.v};
   PoolOf(stream).ParallelFor(qkv.dim(0), RowGrain(qkv.dim(1)), [&](int64_t begin, int64_t end) {
-    BestIsa().rope_and_store_kv(qkv, positions, slot_mapping, rope, q_heads, kv, begin, end);
+    BestIsa().rope_and_store_kv(rows, begin, end);
   });
 }
 

@@ -1,12 +1,14 @@
 // The hot loops of the CPU backend, compiled once per instruction set (isa_*.cc), and the choice
 // between them. Each function does a range of rows, panels or heads on the calling thread; sharing
 // out between threads is its caller's.
+//
+// The isa_*.cc see this header and those below it only: headers with objects to construct or
+// templates to share would put code for one instruction set where every processor runs it.
 #pragma once
 
 #include <cstdint>
 #include <utility>
 
-#include "kernels/ops.h"
 #include "kernels/tensor.h"
 
 namespace trireme::cpu {
@@ -37,10 +39,12 @@ struct MatMulPanel {
 
 // One query block of one sequence and kv head.
 struct AttentionBlock {
-  ConstTensorView q;  // [T, Hq * D]
-  PagedKv kv;
-  TensorView out;  // [T, Hq * D]
-  AttentionShape shape;
+  ConstTensorView q;            // [T, Hq * D]
+  ConstTensorView k, v;         // [pages, page_size, Hkv, D]
+  ConstTensorView page_tables;  // [S, max_pages]
+  TensorView out;               // [T, Hq * D]
+  float scale = 1.0f;
+  int64_t sliding_window = 0;
   int64_t sequence = 0;
   int64_t kv_head = 0;
   int64_t group = 1;           // query heads per kv head
@@ -49,6 +53,16 @@ struct AttentionBlock {
   int64_t first_position = 0;  // of row_begin
 };
 inline constexpr int64_t kAttentionRows = 32;
+
+// Arguments of RopeAndStoreKv (ops.h).
+struct RopeRows {
+  TensorView qkv;
+  ConstTensorView positions, slot_mapping;
+  ConstTensorView cos_sin, q_norm, k_norm;
+  float norm_eps = 0.0f;
+  int64_t q_heads = 0;
+  TensorView k, v;
+};
 
 struct IsaKernels {
   const char* name;
@@ -59,9 +73,7 @@ struct IsaKernels {
                        float eps, TensorView out, int64_t begin, int64_t end);
   void (*add)(TensorView x, ConstTensorView delta, int64_t begin, int64_t end);
   void (*silu_and_mul)(ConstTensorView gate_up, TensorView out, int64_t begin, int64_t end);
-  void (*rope_and_store_kv)(TensorView qkv, ConstTensorView positions, ConstTensorView slot_mapping,
-                            const RopeParams& rope, int64_t q_heads, const PagedKv& kv,
-                            int64_t begin, int64_t end);
+  void (*rope_and_store_kv)(const RopeRows& rope, int64_t begin, int64_t end);
   void (*to_float)(ConstTensorView x, float* out, int64_t begin,
                    int64_t end);  // out [rows, columns], contiguous
   void (*matmul_panel)(const MatMulPanel& panel, float* scratch);  // scratch [rows, kPanelColumns]

@@ -42,6 +42,16 @@ void PackPanel(const ConstTensorView& weight, int64_t first, int64_t columns, To
   }
 }
 
+// Row `row` of W, whose elements lie a panel's width apart.
+template <typename T>
+void UnpackRow(const PackedLinear& w, int64_t row, T* out) {
+  constexpr int64_t kPair = kDTypeOf<T> == DType::kBF16 ? 2 : 1;
+  const T* panel = static_cast<const T*>(w.buffer.data()) +
+                   row / kPanelColumns * (w.panel_bytes / static_cast<int64_t>(sizeof(T)));
+  const T* from = panel + row % kPanelColumns * kPair;
+  for (int64_t k = 0; k < w.k; ++k) out[k] = from[k / kPair * kPair * kPanelColumns + k % kPair];
+}
+
 // x as the kernels want it: as it is, or as floats in memory that lives until the next call of this
 // thread.
 struct Activations {
@@ -88,6 +98,25 @@ absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTe
         }
       });
   return std::unique_ptr<LinearWeight>(std::move(packed));
+}
+
+void Embedding(Stream& stream, ConstTensorView token_ids, const LinearWeight& table,
+               int64_t vocab_begin, TensorView out) {
+  const PackedLinear& packed = static_cast<const PackedLinear&>(table);
+  const int32_t* ids = token_ids.as<int32_t>();
+  PoolOf(stream).ParallelFor(out.dim(0), RowGrain(table.k), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t id = ids[t] - vocab_begin;
+      DispatchFloat(out.dtype, [&](auto zero) {
+        using T = decltype(zero);
+        if (id < 0 || id >= table.n) {
+          std::fill_n(out.row<T>(t), table.k, zero);
+        } else {
+          UnpackRow(packed, id, out.row<T>(t));
+        }
+      });
+    }
+  });
 }
 
 void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,

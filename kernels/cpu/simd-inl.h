@@ -80,7 +80,11 @@ TRIREME_INLINE F32 Load(const float* p) {
 TRIREME_INLINE F32 Load(const BF16* p) {
   U16 h;
   __builtin_memcpy(&h, p, sizeof(h));
+#if defined(__AVX512F__)
+  return (F32)((U32)_mm512_cvtepu16_epi32((__m256i)h) << 16);
+#else
   return (F32)(__builtin_convertvector(h, U32) << 16);
+#endif
 }
 TRIREME_INLINE F32 Load(const F16* p) {
 #if defined(__AVX512F__)
@@ -105,7 +109,12 @@ TRIREME_INLINE void Store(BF16* p, F32 v) {
   const U32 u = (U32)v;
   const U32 rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const U32 nan = (u >> 16) | 0x40u;
-  const U16 h = __builtin_convertvector((u & 0x7fffffffu) > 0x7f800000u ? nan : rounded, U16);
+  const U32 bits = (u & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
+#if defined(__AVX512F__)
+  const U16 h = (U16)_mm512_cvtepi32_epi16((__m512i)bits);
+#else
+  const U16 h = __builtin_convertvector(bits, U16);
+#endif
   __builtin_memcpy(p, &h, sizeof(h));
 }
 TRIREME_INLINE void Store(F16* p, F32 v) {

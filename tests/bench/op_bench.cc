@@ -72,7 +72,8 @@ void Report(benchmark::State& state, const OpCost& cost, DType dtype) {
 // matrix twice a step.
 int64_t Copies(int64_t rows, int64_t weight_bytes) {
   constexpr int64_t kBeyondCaches = int64_t{256} << 20;
-  return rows >= 64 ? 1 : std::max<int64_t>(1, kBeyondCaches / weight_bytes);
+  return rows >= 64 || weight_bytes < 100000 ? 1
+                                             : std::max<int64_t>(1, kBeyondCaches / weight_bytes);
 }
 
 void MatMulBench(benchmark::State& state, DType dtype, int64_t n, int64_t k) {

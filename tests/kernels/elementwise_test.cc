@@ -98,19 +98,25 @@ TEST_P(ElementwiseTest, EmbeddingGivesZerosOutsideTheShard) {
   const std::vector<int32_t> ids = {99, 100, 105, 119, 120, 0, 2147483647};
   const Tensor token_ids = device_.From(ids), table = device_.Random(dtype(), {20, 33}, 11);
   const Tensor out = device_.Random(dtype(), {7, 33}, 12);
-  Embedding(stream(), token_ids.view(), table.view(), 100, out.view());
+  const auto packed = PackLinear(stream(), table.view(), dtype());
+  ASSERT_TRUE(packed.ok()) << packed.status();
+  Embedding(stream(), token_ids.view(), **packed, 100, out.view());
   EXPECT_EQ(ToDoubles(out.view()), reference::Embedding(ids, ToDoubles(table.view()), 33, 100));
 }
 
 TEST_P(ElementwiseTest, EmbeddingShardsSumToTheWhole) {
   std::vector<int32_t> ids;
-  for (int32_t i = 0; i < 30; ++i) ids.push_back(i * 7 % 30);
-  const Tensor token_ids = device_.From(ids), table = device_.Random(dtype(), {30, 16}, 13);
-  const Tensor whole = device_.Zeros(dtype(), {30, 16}), sum = device_.Zeros(dtype(), {30, 16});
-  Embedding(stream(), token_ids.view(), table.view(), 0, whole.view());
-  for (int64_t begin : {0, 10, 20}) {
-    const Tensor part = device_.Zeros(dtype(), {30, 16});
-    Embedding(stream(), token_ids.view(), table.view().Rows(begin, 10), begin, part.view());
+  for (int32_t i = 0; i < 300; ++i) ids.push_back(i * 7 % 300);
+  const Tensor token_ids = device_.From(ids), table = device_.Random(dtype(), {300, 15}, 13);
+  const Tensor whole = device_.Zeros(dtype(), {300, 15}), sum = device_.Zeros(dtype(), {300, 15});
+  const auto packed = PackLinear(stream(), table.view(), dtype());
+  ASSERT_TRUE(packed.ok()) << packed.status();
+  Embedding(stream(), token_ids.view(), **packed, 0, whole.view());
+  for (int64_t begin : {0, 100, 200}) {
+    const Tensor part = device_.Zeros(dtype(), {300, 15});
+    const auto piece = PackLinear(stream(), table.view().Rows(begin, 100), dtype());
+    ASSERT_TRUE(piece.ok()) << piece.status();
+    Embedding(stream(), token_ids.view(), **piece, begin, part.view());
     Add(stream(), sum.view(), part.view());
   }
   ExpectSameBits(sum.view(), whole.view());

@@ -43,8 +43,9 @@ TEST_F(OpsDeathTest, LookUps) {
   const Tensor table = device_.Zeros(DType::kF32, {5, 8}), out = device_.Zeros(DType::kF32, {2, 8});
   const Tensor wide_ids = device_.From(std::vector<int64_t>{1, 2});
   const Tensor beyond = device_.From(std::vector<int32_t>{1, 5});
-  EXPECT_DEATH(Embedding(stream(), wide_ids.view(), table.view(), 0, out.view()),
-               "token_ids is i64");
+  const auto packed = PackLinear(stream(), table.view(), DType::kF32);
+  ASSERT_TRUE(packed.ok());
+  EXPECT_DEATH(Embedding(stream(), wide_ids.view(), **packed, 0, out.view()), "token_ids is i64");
   EXPECT_DEATH(GatherRows(stream(), table.view(), beyond.view(), out.view()),
                "gather index 5 of 5 rows");
 }

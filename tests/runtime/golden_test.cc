@@ -179,7 +179,9 @@ TEST_P(GoldenTest, GreedyTokensInAnyBatchAndLayout) {
       WithEngine(topology, options, [&](Engine& engine, Worker&) {
         std::vector<std::vector<TokenId>> got(prompts.size());
         for (size_t i = 0; i < prompts.size(); ++i) {
-          Request request{.id = i, .prompt = prompts[i].prompt};
+          Request request;
+          request.id = i;
+          request.prompt = prompts[i].prompt;
           request.max_tokens = static_cast<int64_t>(prompts[i].expected.size());
           ASSERT_TRUE(engine
                           .Submit(request,
@@ -217,7 +219,9 @@ TEST_P(GoldenTest, SeededSamplingIsTheSameAloneAndInCompany) {
       std::vector<std::vector<TokenId>> company(4), alone(4);
       for (int round = 0; round < 2; ++round) {
         for (uint64_t i = 0; i < 4; ++i) {
-          Request request{.id = i, .prompt = prompts.back().prompt};
+          Request request;
+          request.id = i;
+          request.prompt = prompts.back().prompt;
           request.sampling = ways[i];
           request.sampling.seed = 1000 + i;
           request.max_tokens = 16;

@@ -21,7 +21,9 @@ class TextStreamTest : public ::testing::Test {
     for (size_t i = 1; i < ids.size() && !stream.stopped(); ++i) {
       out += stream.Append(ids[i]);
       for (const char* secret : {"park", "the dog"}) {
-        if (stop_checked_) EXPECT_EQ(out.find(secret), std::string::npos);
+        if (stop_checked_) {
+          EXPECT_EQ(out.find(secret), std::string::npos);
+        }
       }
     }
     *stopped = stream.stopped();
