@@ -63,6 +63,7 @@ class Bench {
   absl::Status Execute() {
     ASSIGN_OR_RETURN(const Topology topology, AgreeOnTopology(control_, flags_.model));
     if (topology.dp_size > 1) return UsageError("bench: replicas do not share work; use --dp 1");
+    RETURN_IF_ERROR(control_.Agree(CheckFiles()));
     ModelFlags model = flags_.model;
     if (latency_) model.max_num_seqs = sequences_;
     ASSIGN_OR_RETURN(worker_,
@@ -97,6 +98,14 @@ class Bench {
     }
     if (!mine.ok()) return mine.status();
     return sum;
+  }
+
+  // Before minutes of measuring, not after.
+  absl::Status CheckFiles() const {
+    if (control_.rank() != 0) return absl::OkStatus();
+    if (!flags_.save.empty() && !std::ofstream(flags_.save, std::ios::app))
+      return absl::UnavailableError(absl::StrCat("--save ", flags_.save, ": cannot be written"));
+    return flags_.compare.empty() ? absl::OkStatus() : ReadFile(flags_.compare).status();
   }
 
   absl::Status Measure() {

@@ -59,6 +59,16 @@ absl::StatusOr<std::vector<TokenId>> ReadTokens(const EvalFlags& flags) {
   return tokens;
 }
 
+// Null when no logits are asked for. Opened before the model is loaded, so that a bad path costs no
+// time.
+absl::StatusOr<std::unique_ptr<SafetensorsWriter>> OpenLogits(const EvalFlags& flags,
+                                                              int64_t rows) {
+  if (flags.logits_out.empty()) return nullptr;
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(flags.model.model_dir));
+  return SafetensorsWriter::Create(flags.logits_out,
+                                   {{"logits", DType::kF32, {rows, config.vocab_size}}});
+}
+
 struct Score {
   double nll = 0.0;
   int64_t scored = 0;
@@ -66,15 +76,8 @@ struct Score {
 
 // Texts longer than the model are scored in windows, each on its own; a window's first token is not
 // scored.
-absl::StatusOr<Score> Evaluate(Worker& worker, const EvalFlags& flags,
-                               const std::vector<TokenId>& tokens) {
-  std::unique_ptr<SafetensorsWriter> writer;
-  if (!flags.logits_out.empty()) {
-    const int64_t rows = static_cast<int64_t>(tokens.size());
-    ASSIGN_OR_RETURN(writer, SafetensorsWriter::Create(
-                                 flags.logits_out,
-                                 {{"logits", DType::kF32, {rows, worker.config().vocab_size}}}));
-  }
+absl::StatusOr<Score> Evaluate(Worker& worker, const std::vector<TokenId>& tokens,
+                               SafetensorsWriter* writer) {
   Engine engine(worker, nullptr);
   Score score;
   absl::Status written;
@@ -106,6 +109,9 @@ absl::Status RunEval(ControlPlane& control, const EvalFlags& flags) {
   absl::StatusOr<std::vector<TokenId>> tokens = std::vector<TokenId>();
   if (control.rank() == 0) tokens = ReadTokens(flags);
   RETURN_IF_ERROR(control.Agree(tokens.status()));
+  absl::StatusOr<std::unique_ptr<SafetensorsWriter>> writer = nullptr;
+  if (control.rank() == 0) writer = OpenLogits(flags, static_cast<int64_t>(tokens->size()));
+  RETURN_IF_ERROR(control.Agree(writer.status()));
   ByteWriter out;
   out.PutVector(*tokens);
   std::string bytes = out.Take();
@@ -121,7 +127,7 @@ absl::Status RunEval(ControlPlane& control, const EvalFlags& flags) {
   absl::StatusOr<Score> score = Score{};
   absl::Status status;
   if (control.rank() == 0) {
-    score = Evaluate(*worker, flags, *tokens);
+    score = Evaluate(*worker, *tokens, writer->get());
     status = score.status();
   } else if (control.rank() == worker->leader()) {
     Engine idle(*worker, nullptr);  // the other replicas have nothing to do

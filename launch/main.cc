@@ -29,20 +29,24 @@ extern "C" void OnInterrupt(int) {
 }
 
 void AddModelFlags(CLI::App* app, ModelFlags* flags) {
+  app->option_defaults()->group("Model and layout");
   app->add_option("MODEL_DIR", flags->model_dir, "Folder with config.json and safetensors weights")
       ->required();
   app->add_option("--tp,--tensor-parallel-size", flags->tp,
-                  "Tensor-parallel ranks (default: chosen from the world size)")
+                  "Tensor-parallel ranks (default: from the world size)")
       ->check(CLI::PositiveNumber);
-  app->add_option("--pp,--pipeline-parallel-size", flags->pp, "Pipeline stages")
+  app->add_option("--pp,--pipeline-parallel-size", flags->pp,
+                  "Pipeline stages (default: what the world size leaves)")
       ->check(CLI::PositiveNumber);
-  app->add_option("--dp,--data-parallel-size", flags->dp, "Replicas")->check(CLI::PositiveNumber);
+  app->add_option("--dp,--data-parallel-size", flags->dp, "Replicas (default: what is left)")
+      ->check(CLI::PositiveNumber);
   app->add_option("--dtype", flags->dtype, "auto (the checkpoint's), f32, bf16 or f16")
       ->capture_default_str();
 }
 
 void AddRunFlags(CLI::App* app, ModelFlags* flags) {
   AddModelFlags(app, flags);
+  app->option_defaults()->group("Memory and batching");
   app->add_option("--device", flags->device, "auto or cpu")->capture_default_str();
   app->add_option("--threads", flags->threads,
                   "Threads a rank (default: cores of the host / ranks on it)")
@@ -66,6 +70,7 @@ void AddRunFlags(CLI::App* app, ModelFlags* flags) {
 
 void AddSamplingFlags(CLI::App* app, GenerateFlags* flags) {
   SamplingParams* s = &flags->sampling;
+  app->option_defaults()->group("Sampling");
   app->add_option("--temperature", s->temperature, "0 = greedy")->capture_default_str();
   app->add_option("--top-k", s->top_k, "Keep the k most likely tokens; 0 = all")
       ->capture_default_str();
@@ -82,13 +87,12 @@ void AddSamplingFlags(CLI::App* app, GenerateFlags* flags) {
   app->add_option("--frequency-penalty", s->frequency_penalty, "Subtracted per occurrence")
       ->capture_default_str();
   app->add_option("--seed", s->seed, "Same seed, same tokens")->capture_default_str();
-  app->add_option("--logprobs", s->logprobs,
-                  "With --json: log-probability of each token and of the N best");
 }
 
 void AddGenerate(CLI::App& app, GenerateFlags* flags) {
   CLI::App* command = app.add_subcommand("generate", "Generate text from one or more prompts");
   AddRunFlags(command, &flags->model);
+  command->option_defaults()->group("Prompts");
   command->add_option("--prompt", flags->prompts, "Prompt (repeatable)")
       ->type_size(1)
       ->expected(1)
@@ -101,23 +105,27 @@ void AddGenerate(CLI::App& app, GenerateFlags* flags) {
       ->type_size(1)
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  command->option_defaults()->group("Answers");
   command->add_option("--max-tokens,-n", flags->max_tokens, "Tokens to generate at most")
       ->capture_default_str()
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
-  AddSamplingFlags(command, flags);
   command->add_option("--stop", flags->stop, "End the answer at this text (repeatable)")
       ->type_size(1)
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   command->add_flag("--ignore-eos", flags->ignore_eos, "Go on after the end-of-sequence token");
   command->add_flag("--json", flags->json, "One JSON object a line");
+  command->add_option("--logprobs", flags->sampling.logprobs,
+                      "With --json: log-probability of each token and of the N best");
   command->add_flag("--echo", flags->echo, "Print the prompt before the answer");
+  AddSamplingFlags(command, flags);
 }
 
 void AddEval(CLI::App& app, EvalFlags* flags) {
   CLI::App* command =
       app.add_subcommand("eval", "Mean negative log likelihood per token of a text");
   AddRunFlags(command, &flags->model);
+  command->option_defaults()->group("Evaluation");
   command->add_option("--text", flags->text_file, "UTF-8 text file");
   command->add_option("--ids", flags->ids_file, "File of token ids");
   command->add_option("--logits-out", flags->logits_out,
@@ -127,6 +135,7 @@ void AddEval(CLI::App& app, EvalFlags* flags) {
 
 void AddBench(CLI::App* command, BenchFlags* flags) {
   AddRunFlags(command, &flags->model);
+  command->option_defaults()->group("Workload and result");
   command->add_option("--input-len", flags->input_len, "Prompt tokens")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);

@@ -1,9 +1,11 @@
 #include "launch/prompts.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <sstream>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/status.h"
@@ -180,7 +182,9 @@ absl::StatusOr<std::vector<TokenId>> ParseTokenIds(const std::string& what,
     char* end = nullptr;
     const long long id = std::strtoll(next, &end, 10);
     if (end == next || id < 0 || id > INT32_MAX) {
-      return absl::InvalidArgumentError(absl::StrCat(what, ": \"", std::string(next).substr(0, 20),
+      const std::string word(next, std::strcspn(next, ", \n\r\t]"));
+      return absl::InvalidArgumentError(absl::StrCat(what, ": \"",
+                                                     absl::CHexEscape(word.substr(0, 20)),
                                                      "\" is not a token id; write them as 1,5,9"));
     }
     ids.push_back(static_cast<TokenId>(id));

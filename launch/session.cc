@@ -10,7 +10,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -102,12 +101,14 @@ absl::StatusOr<int64_t> ParseBytes(const std::string& flag, const std::string& t
 }
 
 absl::StatusOr<std::string> ReadFile(const std::string& path) {
+  errno = 0;
   std::ifstream in(path, std::ios::binary);
-  std::ostringstream text;
-  if (in) text << in.rdbuf();
-  if (!in || in.bad())
+  std::string text;
+  char piece[65536];
+  while (in.read(piece, sizeof(piece)) || in.gcount() > 0) text.append(piece, in.gcount());
+  if (!in.is_open() || in.bad())
     return absl::NotFoundError(absl::StrCat(path, ": cannot be read: ", std::strerror(errno)));
-  return text.str();
+  return text;
 }
 
 absl::StatusOr<Topology> AgreeOnTopology(ControlPlane& control, const ModelFlags& flags) {
@@ -136,6 +137,11 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(ControlPlane& control, const 
   options.max_num_seqs =
       demand.sequences > 0 ? std::min(demand.sequences, flags.max_num_seqs) : flags.max_num_seqs;
   const int64_t limit = flags.max_model_len > 0 ? flags.max_model_len : config->max_positions;
+  if (limit > config->max_positions) {
+    return UsageError(absl::StrCat("--max-model-len ", limit, ": the model has ",
+                                   config->max_positions,
+                                   " positions (max_position_embeddings of its config.json)"));
+  }
   options.max_model_len = limit;
   if (demand.max_sequence_tokens > 0)
     options.max_model_len = std::min(limit, std::max<int64_t>(demand.max_sequence_tokens, 2));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
@@ -17,8 +18,13 @@ int LargestDivisorUpTo(int n, int64_t limit) {
   return 1;
 }
 
+// Those that were given.
 std::string Flags(int tp, int pp, int dp) {
-  return absl::StrCat("--tp ", tp, " --pp ", pp, " --dp ", dp);
+  std::string out;
+  for (const auto& [flag, value] : {std::pair{"--tp ", tp}, {"--pp ", pp}, {"--dp ", dp}}) {
+    if (value != 0) absl::StrAppend(&out, out.empty() ? "" : " ", flag, value);
+  }
+  return out;
 }
 
 // Costs of contiguous layer ranges as pipeline stages.
@@ -103,9 +109,8 @@ absl::StatusOr<Topology> ResolveTopology(int tp, int pp, int dp, int world_size,
   const int64_t given = int64_t{std::max(tp, 1)} * std::max(pp, 1);
   if (given > world_size || given * std::max(dp, 1) > world_size ||
       world_size % (given * std::max(dp, 1)) != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(Flags(tp, pp, dp),
-                     ": the product of those given must divide the number of ranks, ", world_size));
+    return absl::InvalidArgumentError(absl::StrCat(
+        Flags(tp, pp, dp), ": the product must divide the number of ranks, which is ", world_size));
   }
   Topology topology{tp, pp, dp};
   int rest = static_cast<int>(world_size / (given * std::max(dp, 1)));

@@ -14,17 +14,11 @@ struct SentencePieceLibrary::Impl {
 SentencePieceLibrary::SentencePieceLibrary(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 SentencePieceLibrary::~SentencePieceLibrary() = default;
 
-std::unique_ptr<SentencePieceLibrary> SentencePieceLibrary::Parse(const std::string& bytes,
-                                                                  std::string& error) try {
+std::unique_ptr<SentencePieceLibrary> SentencePieceLibrary::Parse(const std::string& bytes) try {
   auto impl = std::make_unique<Impl>();
-  const auto status = impl->processor.LoadFromSerializedProto(bytes);
-  if (!status.ok()) {
-    error = status.ToString();
-    return nullptr;
-  }
+  if (!impl->processor.LoadFromSerializedProto(bytes).ok()) return nullptr;
   return std::unique_ptr<SentencePieceLibrary>(new SentencePieceLibrary(std::move(impl)));
-} catch (const std::exception& e) {
-  error = e.what();
+} catch (const std::exception&) {
   return nullptr;
 }
 

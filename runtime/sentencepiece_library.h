@@ -13,8 +13,8 @@ class SentencePieceLibrary {
  public:
   enum class PieceKind { kNormal, kByte, kUnknown, kControl };
 
-  // Null, with the library's reason in `error`, when `bytes` is no model.
-  static std::unique_ptr<SentencePieceLibrary> Parse(const std::string& bytes, std::string& error);
+  // Null when `bytes` is no model.
+  static std::unique_ptr<SentencePieceLibrary> Parse(const std::string& bytes);
   ~SentencePieceLibrary();
 
   int size() const;

@@ -69,10 +69,10 @@ TokenTable MakeTable(const SentencePieceLibrary& library) {
 
 absl::StatusOr<std::unique_ptr<TokenizerModel>> ParseSentencePiece(
     const std::string& bytes, const std::string& name, const SentencePieceTemplate& surround) {
-  std::string error;
-  std::unique_ptr<SentencePieceLibrary> library = SentencePieceLibrary::Parse(bytes, error);
+  std::unique_ptr<SentencePieceLibrary> library = SentencePieceLibrary::Parse(bytes);
   if (library == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat(name, ": is no SentencePiece model: ", error));
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, ": is no SentencePiece model, or is cut short"));
   }
   for (int id = 0; id < library->size(); ++id) {
     const std::string piece = library->Piece(id);

@@ -13,7 +13,7 @@ expect() {
   timeout 60 "$@" >"$work/out" 2>"$work/err"; local got=$?
   local lines; lines=$(grep -c '^trireme:' "$work/err")
   if [ "$got" != "$status" ]; then fail "$* : exit status $got, not $status: $(head -c 400 "$work/err")"; return; fi
-  if ! grep -qE "$pattern" "$work/err" && ! grep -qE "$pattern" "$work/out"; then fail "$* : no '$pattern' in: $(head -c 400 "$work/err")"; return; fi
+  if ! grep -qE -e "$pattern" "$work/err" "$work/out"; then fail "$* : no '$pattern' in: $(head -c 400 "$work/err")"; return; fi
   if [ "$status" != 0 ] && [ "$lines" != 1 ]; then fail "$* : $lines lines of our own, not one"; return; fi
   passed=$((passed + 1))
 }
@@ -59,7 +59,7 @@ if [ -s "$work/ids" ]; then
   expect 0 'nll 1\.53918[89]|nll 1\.539190' "$trireme" eval "$model" --ids "$work/ids"
   expect 0 'nll 1\.53918[89]|nll 1\.539190' $(ranks 4) eval "$model" --ids "$work/ids" --tp 2 --pp 2 --logits-out "$work/logits.safetensors"
   [ -s "$work/logits.safetensors" ] || fail "no logits written"
-  expect 1 'nowhere/x' "$trireme" eval "$model" --ids "$work/ids" --logits-out "$work/nowhere/x"
+  expect 1 'nowhere/x' $(ranks 4) eval "$model" --ids "$work/ids" --logits-out "$work/nowhere/x"
 fi
 
 # Bad input.
@@ -67,7 +67,7 @@ expect 2 'frobnicate' "$trireme" generate "$model" --frobnicate
 expect 2 'subcommand' "$trireme"
 expect 2 'give --prompt' "$trireme" generate "$model"
 expect 1 'nothere/config.json' "$trireme" generate "$work/nothere" --prompt x
-expect 2 '(tp|world)' $(ranks 3) generate "$model" --tp 2 --pp 2 --prompt x
+expect 2 '--tp 2 --pp 2: .* number of ranks, which is 3' $(ranks 3) generate "$model" --tp 2 --pp 2 --prompt x
 expect 2 'tp' $(ranks 3) generate "$model" --tp 3 --prompt x
 expect 2 'temperature' "$trireme" generate "$model" --prompt x --temperature -1
 expect 2 'top-p' "$trireme" generate "$model" --prompt x --top-p 0
@@ -77,6 +77,13 @@ expect 1 'vocabulary' "$trireme" generate "$model" --prompt-ids 1,512
 expect 1 'not a token id' "$trireme" generate "$model" --prompt-ids 1,x
 expect 1 'UTF-8' "$trireme" generate "$model" --prompt "$(printf 'a\xff')"
 expect 1 '512' "$trireme" generate "$model" --prompt-ids "$(seq -s, 1 511 | sed 's/^/1,/')"
+expect 2 'max-model-len 513.* 512' $(ranks 2) generate "$model" --prompt x --max-model-len 513
+expect 1 'cannot be read: Is a directory' $(ranks 2) eval "$model" --text "$work"
+expect 1 '"dog\\x01" is not a token id' "$trireme" eval "$model" --ids <(printf '1,dog\001 ,5')
+expect 1 'two tokens' $(ranks 2) eval "$model" --ids /dev/null
+expect 1 'save .*nowhere' $(ranks 2) bench latency "$model" --save "$work/nowhere/x"
+expect 1 'no room|4000 tokens' $(ranks 2) bench latency "$model" --input-len 4000
+expect 2 'one page' $(ranks 2) generate "$model" --prompt x --kv-cache-memory 10
 expect 1 'prompts.txt' "$trireme" generate "$model" --prompts "$work/prompts.txt"
 printf '{"prompt": "a", "temprature": 1}\n' >"$work/p.jsonl"
 expect 1 'p.jsonl:1.*temprature' "$trireme" generate "$model" --prompts "$work/p.jsonl"
@@ -92,6 +99,18 @@ broken; sed -i 's/"hidden_size": 64/"hidden_size": 72/' "$work/m/config.json"
 expect 1 'shape|head_dim|hidden' $(ranks 2) generate "$work/m" --prompt x
 broken; sed -i 's/LlamaForCausalLM/GPT2LMHeadModel/' "$work/m/config.json"
 expect 1 'GPT2LMHeadModel' "$trireme" generate "$work/m" --prompt x
+broken; sed -i 's/"rope_scaling": null/"rope_scaling": {"rope_type": "yarn", "factor": 4}/' "$work/m/config.json"
+expect 1 'rope_type: "yarn" is not supported' $(ranks 2) generate "$work/m" --prompt x
+broken; sed -i 's/"vocab_size": 512/"vocab_size": 4611686018427387904/' "$work/m/config.json"
+expect 1 'vocab_size: is 4611686018427387904' $(ranks 2) generate "$work/m" --prompt x
+broken; { printf '\377\377\377\377\377\377\377\177'; tail -c +9 "$model/model.safetensors"; } >"$work/m/model.safetensors"
+expect 1 'model.safetensors: says its header has 9223372036854775807 bytes' $(ranks 2) generate "$work/m" --prompt x
+broken; sed -i 's/"dtype":"F32"/"dtype":"Q32"/' "$work/m/model.safetensors"
+expect 1 'dtype' $(ranks 2) generate "$work/m" --prompt x
+broken; printf '{"weight_map": {"model.norm.weight": "absent.safetensors"}}' >"$work/m/model.safetensors.index.json"; rm "$work/m/model.safetensors"
+expect 1 'absent.safetensors' $(ranks 2) generate "$work/m" --prompt x
+broken; rm "$work/m/tokenizer.json"; echo x >"$work/m/tokenizer.model"
+expect 1 'tokenizer.model: is no SentencePiece model' $(ranks 2) generate "$work/m" --prompt x
 broken; rm "$work/m/tokenizer.json"
 expect 1 'prompt-ids' "$trireme" generate "$work/m" --prompt x
 expect 0 '^[0-9]+,' "$trireme" generate "$work/m" --prompt-ids 1 --max-tokens 4
@@ -102,10 +121,25 @@ expect 1 'tokenizer.json' "$trireme" generate "$work/m" --prompt x
 expect 2 'llama-3.2-1b|like' "$trireme" make-checkpoint --like nonsense "$work/new"
 expect 1 'empty|not empty|holds' "$trireme" make-checkpoint --like qwen2.5-0.5b --layers 1 "$work/m"
 
-# Ctrl-C.
-"$trireme" generate "$model" --prompt x --max-tokens 500 --ignore-eos --max-num-batched-tokens 1 >/dev/null 2>"$work/err" & pid=$!
-sleep 0.05; kill -INT $pid 2>/dev/null; wait $pid; status=$?
-[ $status = 130 ] || [ $status = 0 ] || fail "interrupt: exit status $status"
+# Ctrl-C and SIGTERM while answers are coming out: one line, every rank leaves. mpirun has an exit status of its own.
+yes "Once upon a time" | head -n 2000 >"$work/many.txt"
+printf '%s' "$work/many.txt" >"$work/name"  # in a file: a command line with it would find itself
+ranks_left() { grep -qsF -f "$work/name" /proc/[0-9]*/cmdline; }
+interrupt() {
+  local signal=$1 status=$2 got; shift 2
+  "$@" generate "$model" --prompts "$work/many.txt" --max-tokens 500 --ignore-eos >"$work/out" 2>"$work/err" & local pid=$!
+  for _ in $(seq 200); do [ -s "$work/out" ] && break; sleep 0.05; done
+  kill -"$signal" $pid; wait $pid; got=$?
+  if [ "$got" != "$status" ] || [ "$(grep -c '^trireme: interrupted$' "$work/err")" != 1 ]; then
+    fail "$signal to $*: exit status $got, not $status: $(cat "$work/err")"; return
+  fi
+  for _ in $(seq 100); do ranks_left || break; sleep 0.05; done
+  if ranks_left; then fail "$signal to $*: a rank is left"; else passed=$((passed + 1)); fi
+}
+set -m  # background jobs of a script would ignore SIGINT otherwise
+interrupt INT 130 "$trireme"
+interrupt TERM 130 "$trireme"
+interrupt INT 1 $(ranks 4)
 
 printf '%d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" = 0 ]
