@@ -62,6 +62,10 @@ class Collector {
                                                      " tokens; the model takes ", limit,
                                                      " with the output (--max-model-len)"));
     }
+    for (const std::string& stop : like.stop) {
+      if (stop.empty())
+        return UsageError(absl::StrCat(where, ": a stop string is empty; leave it out instead"));
+    }
     absl::Status sampling = CheckSamplingParams(like.sampling);
     if (!sampling.ok())
       return UsageError(absl::StrCat(where, ": ", std::string(sampling.message())));

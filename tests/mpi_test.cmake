@@ -15,7 +15,7 @@ if(NOT TRIREME_SSH)
   list(APPEND TRIREME_MPI_ENVIRONMENT OMPI_MCA_plm_rsh_agent=/bin/false PRTE_MCA_plm_ssh_agent=/bin/false)
 endif()
 
-# What Open MPI itself leaks or synchronises out of a sanitizer's sight is listed in the suppression files.
+# Without detect_stack_use_after_return: GCC 12's fake stacks do not align 64-byte vectors. What Open MPI itself leaks or synchronises out of a sanitizer's sight is listed in the suppression files.
 if(TRIREME_SANITIZE MATCHES "address")
   include(CheckCXXSourceRuns)
   set(CMAKE_REQUIRED_FLAGS -fsanitize=address)
@@ -26,9 +26,11 @@ if(TRIREME_SANITIZE MATCHES "address")
   if(TRIREME_CAN_DETECT_LEAKS)
     set(leaks 1)
   endif()
+  # At exit Open MPI's plugins are gone, and with them the names of what leaked: tests/parallel/mpi_main.cc looks earlier.
+  set(TRIREME_LSAN_OPTIONS "suppressions='${PROJECT_SOURCE_DIR}/tests/lsan.supp':print_suppressions=0")
   list(APPEND TRIREME_MPI_ENVIRONMENT
-       "ASAN_OPTIONS=detect_leaks=${leaks}:detect_stack_use_after_return=1" "UBSAN_OPTIONS=print_stacktrace=1"
-       "LSAN_OPTIONS=suppressions='${PROJECT_SOURCE_DIR}/tests/lsan.supp':print_suppressions=0")
+       "ASAN_OPTIONS=detect_leaks=${leaks}" "UBSAN_OPTIONS=print_stacktrace=1"
+       "LSAN_OPTIONS=leak_check_at_exit=0:${TRIREME_LSAN_OPTIONS}")
 elseif(TRIREME_SANITIZE MATCHES "thread")
   # libgomp is not instrumented: one thread leaves nothing for it to synchronise.
   list(APPEND TRIREME_MPI_ENVIRONMENT OMP_NUM_THREADS=1
@@ -43,7 +45,9 @@ function(trireme_test name)
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE trireme_testing GTest::gtest_main ${arg_LIBRARIES})
   add_test(NAME ${name} COMMAND ${name})
-  set_tests_properties(${name} PROPERTIES TIMEOUT ${arg_TIMEOUT} ENVIRONMENT "${TRIREME_MPI_ENVIRONMENT}")
+  set(environment ${TRIREME_MPI_ENVIRONMENT})
+  list(FILTER environment EXCLUDE REGEX "^LSAN_OPTIONS=")
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${arg_TIMEOUT} ENVIRONMENT "${environment}")
 endfunction()
 
 function(trireme_mpi_test name)

@@ -9,6 +9,10 @@
 #include "absl/strings/str_cat.h"
 #include "tests/parallel/world.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/lsan_interface.h>
+#endif
+
 namespace trireme {
 namespace {
 
@@ -28,13 +32,23 @@ class FailurePrinter : public testing::EmptyTestEventListener {
   std::string name_;
 };
 
+// Leaks are looked for while Open MPI's plugins are still loaded: what they leak can then be told
+// from ours by their names (tests/lsan.supp).
+bool NothingLeaked() {
+#if defined(__SANITIZE_ADDRESS__)
+  return __lsan_do_recoverable_leak_check() == 0;
+#else
+  return true;
+#endif
+}
+
 int Run() {
   if (g_world->rank() > 0) {
     testing::TestEventListeners& listeners = testing::UnitTest::GetInstance()->listeners();
     delete listeners.Release(listeners.default_result_printer());
     listeners.Append(new FailurePrinter);
   }
-  const bool passed = RUN_ALL_TESTS() == 0;
+  const bool passed = RUN_ALL_TESTS() == 0 && NothingLeaked();
   const absl::Status verdict = g_world->Agree(
       passed ? absl::OkStatus()
              : absl::UnknownError(absl::StrCat("tests failed on rank ", g_world->rank())));

@@ -59,7 +59,7 @@ TEST(ResolveTopology, RejectsWhatDoesNotFitAndNamesIt) {
     return std::string(got.status().message());
   };
   EXPECT_NE(message(3, 0, 0, 4, 8, 8).find("--tp 3"), std::string::npos);
-  EXPECT_NE(message(2, 2, 2, 4, 8, 8).find("ranks, 4"), std::string::npos);
+  EXPECT_NE(message(2, 2, 2, 4, 8, 8).find("ranks, which is 4"), std::string::npos);
   EXPECT_NE(message(2, 1, 1, 4, 8, 8).find("all 4 ranks"), std::string::npos);
   EXPECT_NE(message(0, 1, 1, 6, 4, 8).find("--tp 2 --pp 1 --dp 1 are 2"), std::string::npos);
   EXPECT_NE(message(-1, 1, 1, 1, 4, 8).find("--tp -1"), std::string::npos);
