@@ -68,8 +68,7 @@ absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(
   writer->declared_bytes_ = offset;
   const std::string partial = path + ".partial";
   writer->fd_ = open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (writer->fd_ < 0)
-    return absl::ErrnoToStatus(errno, absl::StrCat(path, ": cannot be written"));
+  if (writer->fd_ < 0) return absl::ErrnoToStatus(errno, absl::StrCat(path, ": cannot be written"));
   RETURN_IF_ERROR(WriteAll(writer->fd_, path, &length, sizeof(length)));
   RETURN_IF_ERROR(WriteAll(writer->fd_, path, text.data(), static_cast<int64_t>(text.size())));
   return writer;
