@@ -48,7 +48,7 @@ Json Summarise(std::vector<double> samples) {
 
 // What one run of the workload took.
 struct Run {
-  double total = 0.0, prefill = 0.0, decode = 0.0;  // seconds
+  double total = 0.0;  // seconds
   EngineStats stats;
 };
 
@@ -70,24 +70,24 @@ class Bench {
                      LoadWorker(control_, topology, model,
                                 {.max_sequence_tokens = flags_.input_len + flags_.output_len,
                                  .sequences = sequences_}));
-    absl::StatusOr<CpuCeilings> ceilings = MeasureCeilings();
-    RETURN_IF_ERROR(control_.Agree(ceilings.status()));
-    const absl::Status status = control_.rank() == worker_->leader() ? Measure() : worker_->Run();
-    RETURN_IF_ERROR(control_.Agree(status));
-    if (control_.rank() != 0) return control_.Agree(absl::OkStatus());
-    const absl::Status reported = Report(*ceilings);
-    const absl::Status agreed = control_.Agree(reported);
-    return reported.ok() ? agreed : reported;
+    for (int i = 0; i < flags_.warmup + flags_.iterations; ++i) {
+      if (i >= flags_.warmup) RETURN_IF_ERROR(MeasureCeilings());
+      RETURN_IF_ERROR(RunOnce(i));
+    }
+    RETURN_IF_ERROR(MeasureCeilings());
+    return control_.Agree(control_.rank() == 0 ? Report() : absl::OkStatus());
   }
 
  private:
   // All ranks measure at the same time, since they share the machine; the sum is what they can do
   // together.
-  absl::StatusOr<CpuCeilings> MeasureCeilings() {
+  // Before and after every run: on a shared machine they change within seconds.
+  absl::Status MeasureCeilings() {
     control_.Barrier();
-    absl::StatusOr<CpuCeilings> mine = MeasureCpuCeilings(worker_->stream());
+    const absl::StatusOr<CpuCeilings> mine = MeasureCpuCeilings(worker_->stream());
+    RETURN_IF_ERROR(control_.Agree(mine.status()));
     ByteWriter out;
-    out.Put(mine.ok() ? *mine : CpuCeilings{});
+    out.Put(*mine);
     CpuCeilings sum;
     for (const std::string& bytes : control_.AllGather(out.Take())) {
       ByteReader in(bytes);
@@ -96,8 +96,8 @@ class Bench {
       sum.matmul_flops_f32 += rank.matmul_flops_f32;
       sum.matmul_flops_bf16 += rank.matmul_flops_bf16;
     }
-    if (!mine.ok()) return mine.status();
-    return sum;
+    ceilings_.push_back(sum);
+    return absl::OkStatus();
   }
 
   // Before minutes of measuring, not after.
@@ -108,21 +108,24 @@ class Bench {
     return flags_.compare.empty() ? absl::OkStatus() : ReadFile(flags_.compare).status();
   }
 
-  absl::Status Measure() {
-    Engine engine(*worker_, nullptr);
-    for (int i = 0; i < flags_.warmup + flags_.iterations; ++i) {
-      ASSIGN_OR_RETURN(const Run run, RunOnce(engine, i));
-      if (i >= flags_.warmup) runs_.push_back(run);
+  absl::Status RunOnce(int iteration) {
+    Run run;
+    absl::Status status;
+    if (control_.rank() == worker_->leader()) {
+      Engine engine(*worker_, nullptr);
+      status = RunWorkload(engine, &run);
+    } else {
+      status = worker_->Run();
     }
-    return absl::OkStatus();
+    if (iteration >= flags_.warmup) runs_.push_back(run);
+    return control_.Agree(status);
   }
 
-  absl::StatusOr<Run> RunOnce(Engine& engine, int iteration) {
-    const EngineStats before = engine.stats();
+  absl::Status RunWorkload(Engine& engine, Run* run) {
     const Clock::time_point begin = Clock::now();
     for (int64_t s = 0; s < sequences_; ++s) {
       Request request;
-      request.id = static_cast<uint64_t>(iteration * sequences_ + s);
+      request.id = static_cast<uint64_t>(s);
       request.max_tokens = flags_.output_len;
       for (int64_t t = 0; t < flags_.input_len; ++t) {
         const uint32_t bits =
@@ -133,16 +136,9 @@ class Bench {
     }
     while (engine.Step()) {
     }
-    const EngineStats& after = engine.stats();
-    Run run;
-    run.total = SecondsSince(begin);
-    run.prefill = after.prefill_seconds - before.prefill_seconds;
-    run.decode = after.decode_seconds - before.decode_seconds;
-    run.stats.steps = after.steps - before.steps;
-    run.stats.prefill_tokens = after.prefill_tokens - before.prefill_tokens;
-    run.stats.decode_tokens = after.decode_tokens - before.decode_tokens;
-    run.stats.host_seconds = after.host_seconds - before.host_seconds;
-    return run;
+    run->total = SecondsSince(begin);
+    run->stats = engine.stats();
+    return absl::OkStatus();
   }
 
   // Bytes a decode step must read: all weights of the model but the embedding rows it does not
@@ -172,51 +168,69 @@ class Bench {
     return static_cast<double>(sequences_) * (2.0 * layers * tokens + attention + head);
   }
 
-  absl::Status Report(const CpuCeilings& ceilings) {
-    std::vector<double> total, prefill, decode_step, host_step;
+  double MatmulCeiling(const CpuCeilings& ceilings) const {
+    return worker_->dtype() == DType::kBF16 ? ceilings.matmul_flops_bf16
+                                            : ceilings.matmul_flops_f32;
+  }
+
+  Json Description() const {
+    const Topology& topology = worker_->groups().topology;
+    return {{"bench", latency_ ? "latency" : "throughput"},
+            {"model", flags_.model.model_dir},
+            {"dtype", Name(worker_->dtype())},
+            {"tp", topology.tp_size},
+            {"pp", topology.pp_size},
+            {"threads", worker_->stream().device().spec().threads},
+            {"sequences", sequences_},
+            {"input_len", flags_.input_len},
+            {"output_len", flags_.output_len}};
+  }
+
+  Json Result() const {
+    const bool steps = latency_ && flags_.output_len > 1;
+    std::vector<double> total, prefill, decode_step, host_step, read, matmul, prefill_share,
+        decode_share;
     double prefill_tokens = 0, decode_tokens = 0, prefill_seconds = 0, decode_seconds = 0,
            all_tokens = 0, all_seconds = 0;
-    for (const Run& run : runs_) {
-      total.push_back(run.total * 1e3);
-      prefill.push_back(run.prefill * 1e3);
-      const double steps = std::max<double>(1.0, static_cast<double>(flags_.output_len - 1));
-      decode_step.push_back(run.decode * 1e3 / steps);
-      host_step.push_back(run.stats.host_seconds * 1e6 / std::max<int64_t>(1, run.stats.steps));
-      prefill_tokens += run.stats.prefill_tokens, prefill_seconds += run.prefill;
-      decode_tokens += run.stats.decode_tokens, decode_seconds += run.decode;
-      all_tokens += run.stats.prefill_tokens + run.stats.decode_tokens + sequences_,
-          all_seconds += run.total;
+    for (size_t i = 0; i < runs_.size(); ++i) {
+      const EngineStats& stats = runs_[i].stats;
+      const CpuCeilings &before = ceilings_[i], &after = ceilings_[i + 1];
+      read.push_back((before.read_bytes_per_s + after.read_bytes_per_s) / 2);
+      matmul.push_back((MatmulCeiling(before) + MatmulCeiling(after)) / 2);
+      total.push_back(runs_[i].total * 1e3);
+      prefill.push_back(stats.prefill_seconds * 1e3);
+      host_step.push_back(stats.host_seconds * 1e6 / std::max<int64_t>(1, stats.steps));
+      prefill_share.push_back(PrefillFlops() / stats.prefill_seconds / matmul.back());
+      if (steps) {
+        const double step = stats.decode_seconds / static_cast<double>(flags_.output_len - 1);
+        decode_step.push_back(step * 1e3);
+        decode_share.push_back(DecodeBytes() / step / read.back());
+      }
+      prefill_tokens += stats.prefill_tokens, prefill_seconds += stats.prefill_seconds;
+      decode_tokens += stats.decode_tokens, decode_seconds += stats.decode_seconds;
+      all_tokens += stats.prefill_tokens + stats.decode_tokens + sequences_;
+      all_seconds += runs_[i].total;
     }
     const auto rate = [](double amount, double seconds) {
       return seconds > 0 ? amount / seconds : 0.0;
     };
-    const double matmul =
-        worker_->dtype() == DType::kBF16 ? ceilings.matmul_flops_bf16 : ceilings.matmul_flops_f32;
-    const Topology& topology = worker_->groups().topology;
-    Json out{{"bench", latency_ ? "latency" : "throughput"},
-             {"model", flags_.model.model_dir},
-             {"dtype", Name(worker_->dtype())},
-             {"tp", topology.tp_size},
-             {"pp", topology.pp_size},
-             {"threads", worker_->stream().device().spec().threads},
-             {"sequences", sequences_},
-             {"input_len", flags_.input_len},
-             {"output_len", flags_.output_len}};
+    Json out = Description();
     out["total_ms"] = Summarise(total);
     out["prefill_ms"] = Summarise(prefill);
-    if (latency_ && flags_.output_len > 1) out["decode_step_ms"] = Summarise(decode_step);
+    if (steps) out["decode_step_ms"] = Summarise(decode_step);
     out["host_us_per_step"] = Summarise(host_step);
     out["prefill_tokens_per_s"] = rate(prefill_tokens, prefill_seconds);
     out["decode_tokens_per_s"] = rate(decode_tokens, decode_seconds);
     out["tokens_per_s"] = rate(all_tokens, all_seconds);
-    out["read_bytes_per_s"] = ceilings.read_bytes_per_s;
-    out["matmul_flops"] = matmul;
-    out["prefill_share_of_matmul"] =
-        rate(PrefillFlops() * static_cast<double>(runs_.size()), prefill_seconds) / matmul;
-    if (latency_ && flags_.output_len > 1) {
-      const double step = out["decode_step_ms"]["mean"].get<double>() / 1e3;
-      out["decode_share_of_read_bandwidth"] = DecodeBytes() / step / ceilings.read_bytes_per_s;
-    }
+    out["read_bytes_per_s"] = Summarise(read);
+    out["matmul_flops"] = Summarise(matmul);
+    out["prefill_share_of_matmul"] = Summarise(prefill_share);
+    if (steps) out["decode_share_of_read_bandwidth"] = Summarise(decode_share);
+    return out;
+  }
+
+  absl::Status Report() {
+    const Json out = Result();
     RETURN_IF_ERROR(WriteOut(out.dump(2) + "\n"));
     if (!flags_.save.empty()) {
       std::ofstream file(flags_.save);
@@ -260,7 +274,8 @@ class Bench {
   const bool latency_;
   const int64_t sequences_;
   std::unique_ptr<Worker> worker_;
-  std::vector<Run> runs_;
+  std::vector<Run> runs_;              // of the measured iterations
+  std::vector<CpuCeilings> ceilings_;  // before each of them, and after the last
 };
 
 }  // namespace
