@@ -21,9 +21,9 @@ struct RankBytes {
   int64_t parameters = 0;
 };
 
-// Layers of each pipeline stage, balanced by what a token must read: parameters of a layer, and the
-// output head on the last stage (an embedding is a gather of one row and costs nothing). REQUIRES:
-// 1 <= pp <= config.num_layers.
+// Layers of each pipeline stage, balanced by what a token costs on average: the parameters of a
+// layer, and on the last stage those of the output head times the share of tokens that need it (an
+// embedding is a look-up and costs nothing). REQUIRES: 1 <= pp <= config.num_layers.
 std::vector<Range> StageLayers(const ModelConfig& config, int pp);
 
 // One entry for each of topology.world_size() ranks. A tied embedding counts once where the first

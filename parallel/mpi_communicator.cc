@@ -4,13 +4,14 @@
 
 #include <climits>
 #include <cstring>
-#include <deque>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "kernels/check.h"
 #include "parallel/mpi_check.h"
 #include "parallel/rank_sum.h"
+#include "parallel/send_queue.h"
 #include "parallel/shared_window.h"
 #include "parallel/topology.h"
 
@@ -33,6 +34,7 @@ class MpiCommunicator final : public Communicator {
  public:
   MpiCommunicator(MPI_Comm comm, bool use_shared_memory)
       : comm_(comm), use_shared_memory_(use_shared_memory) {
+    sends_.emplace(MPI_Comm_c2f(comm));
     MPI_CHECK(MPI_Comm_rank(comm, &rank_));
     MPI_CHECK(MPI_Comm_size(comm, &size_));
   }
@@ -58,10 +60,7 @@ class MpiCommunicator final : public Communicator {
   bool window_tried_ = false;
   std::vector<char> scratch_;
   std::vector<const void*> inputs_;
-  // Requests of the tickets [first_ticket_, first_ticket_ + sends_.size()); older ones are
-  // complete.
-  std::deque<MPI_Request> sends_;
-  int64_t first_ticket_ = 1;
+  std::optional<SendQueue> sends_;
 };
 
 void CheckStream(Stream& stream) {
@@ -73,6 +72,7 @@ MpiCommunicator::~MpiCommunicator() {
   int finalized = 0;
   MPI_Finalized(&finalized);
   CHECK(!finalized) << "a communicator outlived the control plane";
+  sends_.reset();
   window_.reset();
   MPI_Comm_free(&comm_);
 }
@@ -155,25 +155,13 @@ int64_t MpiCommunicator::Send(Stream& stream, ConstTensorView data, int peer) {
   CheckStream(stream);
   CHECK(data.contiguous());
   CHECK(peer >= 0 && peer < size_ && peer != rank_) << "peer " << peer;
-  while (!sends_.empty()) {
-    int done = 0;
-    MPI_CHECK(MPI_Test(&sends_.front(), &done, MPI_STATUS_IGNORE));
-    if (!done) break;
-    sends_.pop_front();
-    ++first_ticket_;
-  }
-  sends_.emplace_back();
-  MPI_CHECK(MPI_Isend(data.data, IntCount(data.bytes()), MPI_BYTE, peer, /*tag=*/0, comm_,
-                      &sends_.back()));
   bytes_moved_ += data.bytes();
-  return first_ticket_ + static_cast<int64_t>(sends_.size()) - 1;
+  return sends_->Send(data.data, IntCount(data.bytes()), peer);
 }
 
 void MpiCommunicator::WaitSend(Stream& stream, int64_t ticket) {
   CheckStream(stream);
-  const int64_t index = ticket - first_ticket_;
-  CHECK(ticket > 0 && index < static_cast<int64_t>(sends_.size())) << "ticket " << ticket;
-  if (index >= 0) MPI_CHECK(MPI_Wait(&sends_[static_cast<size_t>(index)], MPI_STATUS_IGNORE));
+  sends_->Wait(ticket);
 }
 
 void MpiCommunicator::Recv(Stream& stream, TensorView data, int peer) {

@@ -106,10 +106,12 @@ TEST(MemoryPlanTest, StagesCoverTheLayersAndTheHeadWeighsOnTheLast) {
     }
     EXPECT_EQ(at, config.num_layers);
   }
-  // The head is worth 2.3 layers of 233 M parameters: 16 + 12 + head is the best split, not 14 + 14
-  // + head.
-  const std::vector<Range> two = StageLayers(config, 2);
-  EXPECT_GT(two[0].size(), two[1].size());
+  // The head counts as half a layer of 233 M parameters (2.3 for one token in five): not enough to
+  // move a layer of an even number, but an odd one goes to the first stage.
+  EXPECT_EQ(StageLayers(config, 2), (std::vector<Range>{{0, 14}, {14, 28}}));
+  ModelConfig odd = config;
+  odd.num_layers = 27;
+  EXPECT_EQ(StageLayers(odd, 2), (std::vector<Range>{{0, 14}, {14, 27}}));
 }
 
 }  // namespace

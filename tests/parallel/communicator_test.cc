@@ -1,10 +1,14 @@
 #include "parallel/communicator.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -191,6 +195,36 @@ TEST(Communicator, RingWithTwoBuffersInFlight) {
     for (int64_t ticket : tickets) comm->WaitSend(host.stream, ticket);
     for (int64_t ticket : tickets) comm->WaitSend(host.stream, ticket);  // twice is harmless
   }
+}
+
+// A stage computes for long after it has sent: its message must get through all the same.
+TEST(Communicator, LargeMessageArrivesWhileItsSenderIsElsewhere) {
+  Host host;
+  const auto comm = NewMpiCommunicator(World(), 0);
+  if (comm->size() == 1) GTEST_SKIP() << "a message needs two ranks";
+  std::string received = testing::TempDir() + "trireme-received-XXXXXX";
+  if (comm->rank() == 0) {
+    const int file = mkstemp(received.data());
+    ASSERT_GE(file, 0);
+    close(file);
+  }
+  World().Broadcast(&received);
+  std::vector<float> large(2'000'000, static_cast<float>(comm->rank()));
+  if (comm->rank() == 0) {
+    const int64_t ticket = comm->Send(host.stream, View(large), 1);
+    bool gone = false;  // rank 1 removes the file when it has the message
+    for (int i = 0; i < 20'000 && !gone; ++i) {
+      gone = access(received.c_str(), F_OK) != 0;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    EXPECT_TRUE(gone) << "the message waits for its sender";
+    comm->WaitSend(host.stream, ticket);
+  } else if (comm->rank() == 1) {
+    comm->Recv(host.stream, View(large), 0);
+    EXPECT_EQ(large.back(), 0.0f);
+    EXPECT_EQ(unlink(received.c_str()), 0);
+  }
+  World().Barrier();
 }
 
 // Rank 0's large message needs rank 0 inside MPI to get through, but rank 0 has gone on to a
