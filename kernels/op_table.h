@@ -16,7 +16,7 @@ struct OpTable {
   decltype(&PagedAttention) paged_attention;
   decltype(&SiluAndMul) silu_and_mul;
   decltype(&GatherRows) gather_rows;
-  decltype(&PackLinear) pack_linear;
+  decltype(&PackLinearFrom) pack_linear;
 };
 
 }  // namespace trireme

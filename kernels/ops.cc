@@ -33,6 +33,21 @@ void CheckKv(const PagedKv& kv, DType dtype) {
   CheckShape(kv.v, kv.k.shape, dtype, "v cache");
 }
 
+float GetFloat(const ConstTensorView& x, int64_t row, int64_t column) {
+  if (x.dtype == DType::kBF16) return ToFloat(x.row<BF16>(row)[column]);
+  if (x.dtype == DType::kF16) return ToFloat(x.row<F16>(row)[column]);
+  return x.row<float>(row)[column];
+}
+void SetFloat(const TensorView& x, int64_t row, int64_t column, float value) {
+  if (x.dtype == DType::kBF16) {
+    x.row<BF16>(row)[column] = FromFloat<BF16>(value);
+  } else if (x.dtype == DType::kF16) {
+    x.row<F16>(row)[column] = FromFloat<F16>(value);
+  } else {
+    x.row<float>(row)[column] = value;
+  }
+}
+
 }  // namespace
 
 void Embedding(Stream& stream, ConstTensorView token_ids, const LinearWeight& table,
@@ -134,12 +149,26 @@ void GatherRows(Stream& stream, ConstTensorView x, ConstTensorView indices, Tens
   stream.ops().gather_rows(stream, x, indices, out);
 }
 
+absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream& stream, int64_t n, int64_t k,
+                                                             DType dtype, const RowSource& source) {
+  CHECK(n > 0 && k > 0) << "weight is [" << n << ", " << k << "]";
+  CHECK(IsFloat(dtype)) << "weights cannot be packed to " << Name(dtype);
+  return stream.ops().pack_linear(stream, n, k, dtype, source);
+}
+
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTensorView weight,
                                                          DType dtype) {
   CheckMatrix(weight, "weight");
-  CHECK_GT(weight.elements(), 0) << "weight is " << weight.shape.ToString();
-  CHECK(IsFloat(dtype)) << "weights cannot be packed to " << Name(dtype);
-  return stream.ops().pack_linear(stream, weight, dtype);
+  CHECK(IsFloat(weight.dtype)) << "the weight is " << Name(weight.dtype);
+  const auto source = [&weight](int64_t first_row, TensorView rows) {
+    for (int64_t r = 0; r < rows.dim(0); ++r) {
+      for (int64_t c = 0; c < rows.dim(1); ++c) {
+        SetFloat(rows, r, c, GetFloat(weight, first_row + r, c));
+      }
+    }
+    return absl::OkStatus();
+  };
+  return PackLinearFrom(stream, weight.dim(0), weight.dim(1), dtype, source);
 }
 
 namespace {

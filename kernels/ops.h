@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "absl/status/statusor.h"
@@ -103,8 +104,16 @@ void SiluAndMul(Stream& stream, ConstTensorView gate_up, TensorView out);
 // out[i] = x[indices[i]]. x [T, H], indices [S] i32, out [S, H].
 void GatherRows(Stream& stream, ConstTensorView x, ConstTensorView indices, TensorView out);
 
-// Packs weight [N, K] (any float dtype, host memory, need not outlive the call) to `dtype`. Load
+// Fills rows [R, K], contiguous host memory, with a weight's rows from first_row on. Called from
+// several threads at once.
+using RowSource = std::function<absl::Status(int64_t first_row, TensorView rows)>;
+
+// Packs the weight [n, k] whose rows, of type `dtype`, come from `source`: each once, a few at a
+// time, so that nothing but the packed weight takes memory. Gives the source's first error. Load
 // time only.
+absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream& stream, int64_t n, int64_t k,
+                                                             DType dtype, const RowSource& source);
+// The same from weight [N, K] in host memory, any float dtype.
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTensorView weight,
                                                          DType dtype);
 

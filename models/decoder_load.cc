@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <mutex>
 #include <utility>
+#include <vector>
 
 #include "kernels/status.h"
 #include "models/decoder.h"
@@ -21,54 +23,36 @@ class Decoder::Builder {
         tp_(decoder.groups_->tp_index()),
         tp_size_(decoder.groups_->topology.tp_size) {}
 
-  // The pieces of `specs`, stacked by rows, on the host. Empty specs are skipped; nothing at all
-  // gives an empty buffer.
-  absl::StatusOr<TensorView> Read(const std::vector<const WeightSpec*>& specs,
-                                  std::vector<char>& host) {
-    int64_t rows = 0, columns = 1;
-    for (const WeightSpec* spec : specs) {
-      const Range piece = PieceOfSpec(*spec, tp_, tp_size_);
-      rows += spec->split == Split::kCols ? spec->shape[0] : piece.size();
-      if (spec->shape.rank == 2)
-        columns = spec->split == Split::kCols ? piece.size() : spec->shape[1];
-    }
-    const bool matrix = specs[0]->shape.rank == 2;
-    host.resize(static_cast<size_t>(rows * columns) * SizeOf(decoder_.dtype_));
-    const TensorView all(host.data(), decoder_.dtype_, matrix ? Shape{rows, columns} : Shape{rows});
-    int64_t row = 0;
-    for (const WeightSpec* spec : specs) {
-      const Range piece = PieceOfSpec(*spec, tp_, tp_size_);
-      const int64_t count = spec->split == Split::kCols ? spec->shape[0] : piece.size();
-      RETURN_IF_ERROR(loader_.Load(*spec, tp_, tp_size_, all.Rows(row, count)));
-      row += count;
-    }
-    if (options_.progress) options_.progress(loader_.bytes_read());
-    return all;
-  }
-
+  // Vectors one after the other. An empty name means that the model has none.
   absl::Status Vector(const std::vector<const WeightSpec*>& specs, Tensor& out) {
     if (specs[0]->name.empty()) return absl::OkStatus();
-    ASSIGN_OR_RETURN(const TensorView host, Read(specs, host_));
-    ASSIGN_OR_RETURN(out, Tensor::Create(stream_.device(), host.dtype, host.shape));
-    stream_.Copy(out.view().data, host.data, static_cast<size_t>(host.bytes()));
+    const int64_t length = RowsOf(specs);
+    std::vector<char> host(static_cast<size_t>(length) * SizeOf(decoder_.dtype_));
+    const TensorView all(host.data(), decoder_.dtype_, Shape{length});
+    RETURN_IF_ERROR(Read(specs, 0, all));
+    ASSIGN_OR_RETURN(out, Tensor::Create(stream_.device(), all.dtype, all.shape));
+    stream_.Copy(out.view().data, all.data, static_cast<size_t>(all.bytes()));
     RETURN_IF_ERROR(stream_.Synchronize());
     decoder_.weight_bytes_ += out.bytes();
+    return absl::OkStatus();
+  }
+
+  // Matrices stacked by rows. Pointer is a unique_ptr or a shared_ptr.
+  template <typename Pointer>
+  absl::Status Linear(const std::vector<const WeightSpec*>& specs, Pointer& out) {
+    const WeightSpec& first = *specs[0];
+    const int64_t columns =
+        first.split == Split::kCols ? PieceOfSpec(first, tp_, tp_size_).size() : first.shape[1];
+    const auto source = [&](int64_t row, TensorView rows) { return Read(specs, row, rows); };
+    ASSIGN_OR_RETURN(out, PackLinearFrom(stream_, RowsOf(specs), columns, decoder_.dtype_, source));
+    RETURN_IF_ERROR(stream_.Synchronize());
+    decoder_.weight_bytes_ += out->bytes;
     return absl::OkStatus();
   }
 
   // A row-parallel layer's bias must enter the sum over ranks once.
   absl::Status BiasOnce(const WeightSpec& spec, Tensor& out) {
     return tp_ == 0 ? Vector({&spec}, out) : absl::OkStatus();
-  }
-
-  // Pointer is a unique_ptr or a shared_ptr.
-  template <typename Pointer>
-  absl::Status Linear(const std::vector<const WeightSpec*>& specs, Pointer& out) {
-    ASSIGN_OR_RETURN(const TensorView host, Read(specs, host_));
-    ASSIGN_OR_RETURN(out, PackLinear(stream_, host, decoder_.dtype_));
-    RETURN_IF_ERROR(stream_.Synchronize());
-    decoder_.weight_bytes_ += out->bytes;
-    return absl::OkStatus();
   }
 
   absl::Status LoadLayer(int64_t index, const LayerWeightSpecs& specs, Layer& layer) {
@@ -123,12 +107,41 @@ class Decoder::Builder {
   }
 
  private:
+  int64_t RowsOf(const WeightSpec& spec) const {
+    return spec.split == Split::kCols ? spec.shape[0] : PieceOfSpec(spec, tp_, tp_size_).size();
+  }
+  int64_t RowsOf(const std::vector<const WeightSpec*>& specs) const {
+    int64_t rows = 0;
+    for (const WeightSpec* spec : specs) rows += RowsOf(*spec);
+    return rows;
+  }
+
+  // Rows [row, row + out.dim(0)) of this rank's pieces of `specs`, stacked. Called from several
+  // threads.
+  absl::Status Read(const std::vector<const WeightSpec*>& specs, int64_t row, TensorView out) {
+    int64_t begin = 0, done = 0;
+    for (const WeightSpec* spec : specs) {
+      const int64_t rows = RowsOf(*spec), first = row + done - begin;
+      if (done < out.dim(0) && first < rows) {
+        const int64_t count = std::min(rows - first, out.dim(0) - done);
+        RETURN_IF_ERROR(loader_.LoadRows(*spec, tp_, tp_size_, first, out.Rows(done, count)));
+        done += count;
+      }
+      begin += rows;
+    }
+    if (options_.progress) {
+      const std::lock_guard<std::mutex> lock(progress_);
+      options_.progress(loader_.bytes_read());
+    }
+    return absl::OkStatus();
+  }
+
   Decoder& decoder_;
   WeightLoader& loader_;
   Stream& stream_;
   const DecoderOptions& options_;
   const int tp_, tp_size_;
-  std::vector<char> host_;  // reused, so that the peak is one matrix
+  std::mutex progress_;
 };
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const ModelConfig& config,

@@ -80,22 +80,20 @@ struct Runs {
   int64_t first, count, length, stride;
 };
 
-// REQUIRES: `shape` is the shape of `piece`, not empty.
-Runs RunsOf(const WeightSpec& spec, const Range& piece, const Shape& shape) {
-  if (spec.split == Split::kCols) {
-    return {piece.begin, spec.shape[0], piece.size(), spec.shape[1]};
-  }
-  const int64_t first = spec.split == Split::kRows ? piece.begin : 0;
-  return {first * TensorView::RowElements(spec.shape), 1, shape.elements(), 0};
+// Rows [first_row, first_row + rows) of the piece.
+Runs RunsOf(const WeightSpec& spec, const Range& piece, int64_t first_row, int64_t rows) {
+  const int64_t row = TensorView::RowElements(spec.shape);
+  if (spec.split == Split::kCols) return {first_row * row + piece.begin, rows, piece.size(), row};
+  return {(piece.begin + first_row) * row, 1, rows * row, 0};
 }
 
 // Reads `count` elements at byte `offset` to `out`, converted.
 absl::Status ReadRun(const SafetensorsFile& file, int64_t offset, DType stored, int64_t count,
-                     DType wanted, char* out, std::vector<char>& scratch) {
+                     DType wanted, char* out) {
   const auto size = static_cast<int64_t>(SizeOf(stored));
   if (stored == wanted) return file.Read(offset, count * size, out);
-  scratch.resize(kConvertChunkBytes);
   const int64_t chunk = kConvertChunkBytes / size;
+  std::vector<char> scratch(std::min(count, chunk) * size);
   for (int64_t done = 0; done < count; done += chunk) {
     const int64_t now = std::min(chunk, count - done);
     RETURN_IF_ERROR(file.Read(offset + done * size, now * size, scratch.data()));
@@ -183,11 +181,22 @@ absl::Status WeightLoader::Check(const std::vector<WeightSpec>& specs) const {
 }
 
 absl::Status WeightLoader::Load(const WeightSpec& spec, int part, int parts, TensorView dst) {
+  const int64_t rows =
+      spec.split == Split::kCols ? spec.shape[0] : PieceOfSpec(spec, part, parts).size();
+  CHECK_EQ(dst.dim(0), rows) << spec.name;
+  return LoadRows(spec, part, parts, 0, dst);
+}
+
+absl::Status WeightLoader::LoadRows(const WeightSpec& spec, int part, int parts, int64_t first_row,
+                                    TensorView dst) {
   const Range piece = PieceOfSpec(spec, part, parts);
   Shape shape = spec.shape;
-  if (spec.split != Split::kNone) shape.dims[spec.split == Split::kRows ? 0 : 1] = piece.size();
-  CHECK(dst.shape == shape) << spec.name << ": piece " << shape.ToString() << ", destination "
+  if (spec.split == Split::kCols) shape.dims[1] = piece.size();
+  const int64_t rows = spec.split == Split::kCols ? spec.shape[0] : piece.size();
+  shape.dims[0] = dst.dim(0);
+  CHECK(dst.shape == shape) << spec.name << ": rows " << shape.ToString() << ", destination "
                             << dst.shape.ToString();
+  CHECK(first_row >= 0 && first_row + dst.dim(0) <= rows) << spec.name;
   CHECK(dst.contiguous() && IsFloat(dst.dtype)) << spec.name;
   ASSIGN_OR_RETURN(const Located located, Locate(spec.name));
   const TensorEntry& entry = *located.entry;
@@ -195,13 +204,12 @@ absl::Status WeightLoader::Load(const WeightSpec& spec, int part, int parts, Ten
     return absl::InvalidArgumentError(absl::StrCat(model_dir_, ": ", mismatch));
   }
   if (shape.elements() == 0) return absl::OkStatus();
-  const Runs runs = RunsOf(spec, piece, shape);
+  const Runs runs = RunsOf(spec, piece, first_row, dst.dim(0));
   const auto size = static_cast<int64_t>(SizeOf(entry.dtype));
   char* out = dst.as<char>();
   for (int64_t i = 0; i < runs.count; ++i) {
     const int64_t offset = entry.begin + (runs.first + i * runs.stride) * size;
-    RETURN_IF_ERROR(
-        ReadRun(*located.file, offset, entry.dtype, runs.length, dst.dtype, out, scratch_));
+    RETURN_IF_ERROR(ReadRun(*located.file, offset, entry.dtype, runs.length, dst.dtype, out));
     out += runs.length * static_cast<int64_t>(SizeOf(dst.dtype));
     bytes_read_ += runs.length * size;
   }

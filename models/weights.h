@@ -3,6 +3,7 @@
 // returns.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -62,7 +63,7 @@ absl::Status CheckTensorParallel(const ModelConfig& config, const Topology& topo
 Range PieceOfSpec(const WeightSpec& spec, int part, int parts);
 
 // Opens DIR/model.safetensors, or the shards of DIR/model.safetensors.index.json; reads pieces.
-// Only the bytes of a piece are read from disk. Not thread-safe.
+// Only the bytes of a piece are read from disk. Thread-safe once opened.
 class WeightLoader {
  public:
   static absl::StatusOr<std::unique_ptr<WeightLoader>> Open(const std::string& model_dir);
@@ -74,6 +75,9 @@ class WeightLoader {
   // Copies this part's piece to dst (host memory, contiguous, the piece's shape; any float dtype:
   // converted).
   absl::Status Load(const WeightSpec& spec, int part, int parts, TensorView dst);
+  // The same for the rows [first_row, first_row + dst.dim(0)) of the piece.
+  absl::Status LoadRows(const WeightSpec& spec, int part, int parts, int64_t first_row,
+                        TensorView dst);
   // Bytes read from tensor data so far.
   int64_t bytes_read() const { return bytes_read_; }
   // File size sum, for progress.
@@ -89,9 +93,8 @@ class WeightLoader {
   std::string model_dir_;
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::map<std::string, Located> tensors_;
-  int64_t bytes_read_ = 0;
+  std::atomic<int64_t> bytes_read_{0};
   int64_t total_bytes_ = 0;
-  std::vector<char> scratch_;
 };
 
 }  // namespace trireme

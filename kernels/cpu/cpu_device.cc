@@ -70,7 +70,7 @@ constexpr OpTable kOps = {
     .paged_attention = PagedAttention,
     .silu_and_mul = SiluAndMul,
     .gather_rows = GatherRows,
-    .pack_linear = PackLinear,
+    .pack_linear = PackLinearFrom,
 };
 
 }  // namespace

@@ -49,7 +49,7 @@ void PagedAttention(Stream&, ConstTensorView q, const PagedKv& kv, ConstTensorVi
 void Embedding(Stream&, ConstTensorView token_ids, const LinearWeight& table, int64_t vocab_begin,
                TensorView out);
 void MatMul(Stream&, ConstTensorView x, const LinearWeight& w, ConstTensorView bias, TensorView y);
-absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream&, ConstTensorView weight,
-                                                         DType dtype);
+absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream&, int64_t n, int64_t k,
+                                                             DType dtype, const RowSource& source);
 
 }  // namespace trireme::cpu

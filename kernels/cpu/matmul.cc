@@ -3,7 +3,7 @@
 // and at one row it leaves a third of the memory bandwidth unused. tests/bench/op_bench.cc measures
 // both.
 #include <algorithm>
-#include <type_traits>
+#include <mutex>
 #include <vector>
 
 #include "kernels/cpu/cpu_ops.h"
@@ -21,22 +21,16 @@ class PackedLinear final : public LinearWeight {
 
 int64_t PaddedK(int64_t k, DType dtype) { return dtype == DType::kBF16 ? (k + 1) / 2 * 2 : k; }
 
-// One panel of W[N, K], column c of the panel being row c of `weight`.
-template <typename From, typename To>
-void PackPanel(const ConstTensorView& weight, int64_t first, int64_t columns, To* panel) {
-  constexpr int64_t kPair = kDTypeOf<To> == DType::kBF16 ? 2 : 1;
+// One panel of W[N, K] from its rows [columns, K], contiguous: column c of the panel is row c.
+template <typename T>
+void PackPanel(const T* rows, int64_t columns, int64_t k_end, T* panel) {
+  constexpr int64_t kPair = kDTypeOf<T> == DType::kBF16 ? 2 : 1;
   constexpr int64_t kBlock = 32;  // a cache line or two of each of the panel's 64 rows
-  const int64_t k_end = weight.dim(1);
   for (int64_t k0 = 0; k0 < k_end; k0 += kBlock) {
     for (int64_t c = 0; c < columns; ++c) {
-      const From* from = weight.row<From>(first + c);
+      const T* from = rows + c * k_end;
       for (int64_t k = k0; k < std::min(k_end, k0 + kBlock); ++k) {
-        To& to = panel[(k / kPair * kPanelColumns + c) * kPair + k % kPair];
-        if constexpr (std::is_same_v<From, To>) {
-          to = from[k];
-        } else {
-          to = FromFloat<To>(ToFloat(from[k]));
-        }
+        panel[(k / kPair * kPanelColumns + c) * kPair + k % kPair] = from[k];
       }
     }
   }
@@ -73,30 +67,38 @@ Activations PrepareActivations(ThreadPool& pool, const ConstTensorView& x, DType
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTensorView weight,
-                                                         DType dtype) {
+absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream& stream, int64_t n, int64_t k,
+                                                             DType dtype, const RowSource& source) {
   auto packed = std::make_unique<PackedLinear>();
-  packed->n = weight.dim(0);
-  packed->k = weight.dim(1);
+  packed->n = n;
+  packed->k = k;
   packed->dtype = dtype;
-  const int64_t panels = (packed->n + kPanelColumns - 1) / kPanelColumns;
-  packed->panel_bytes =
-      PaddedK(packed->k, dtype) * kPanelColumns * static_cast<int64_t>(SizeOf(dtype));
+  const int64_t size = static_cast<int64_t>(SizeOf(dtype));
+  const int64_t panels = (n + kPanelColumns - 1) / kPanelColumns;
+  packed->panel_bytes = PaddedK(k, dtype) * kPanelColumns * size;
   packed->bytes = panels * packed->panel_bytes;
   ASSIGN_OR_RETURN(packed->buffer, stream.device().Allocate(packed->bytes));
-  PoolOf(stream).ParallelFor(
-      panels, RowGrain(kPanelColumns * packed->k), [&](int64_t begin, int64_t end) {
-        for (int64_t p = begin; p < end; ++p) {
-          char* panel = static_cast<char*>(packed->buffer.data()) + p * packed->panel_bytes;
-          const int64_t columns = std::min(kPanelColumns, packed->n - p * kPanelColumns);
-          DispatchFloat(weight.dtype, [&](auto from) {
-            DispatchFloat(dtype, [&](auto to) {
-              PackPanel<decltype(from)>(weight, p * kPanelColumns, columns,
-                                        reinterpret_cast<decltype(to)*>(panel));
-            });
-          });
-        }
+  std::mutex mutex;
+  absl::Status status;
+  PoolOf(stream).ParallelFor(panels, 1, [&](int64_t begin, int64_t end) {
+    char* rows = static_cast<char*>(Scratch(kPanelColumns * k * size));
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t columns = std::min(kPanelColumns, n - p * kPanelColumns);
+      const absl::Status read =
+          source(p * kPanelColumns, TensorView(rows, dtype, Shape{columns, k}));
+      if (!read.ok()) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        status.Update(read);
+        return;
+      }
+      char* panel = static_cast<char*>(packed->buffer.data()) + p * packed->panel_bytes;
+      DispatchFloat(dtype, [&](auto zero) {
+        using T = decltype(zero);
+        PackPanel(reinterpret_cast<const T*>(rows), columns, k, reinterpret_cast<T*>(panel));
       });
+    }
+  });
+  RETURN_IF_ERROR(status);
   return std::unique_ptr<LinearWeight>(std::move(packed));
 }
 
