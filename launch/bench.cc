@@ -46,9 +46,21 @@ Json Summarise(std::vector<double> samples) {
           {"p99", quantile(0.99)}};
 }
 
+// "AMD EPYC 9654 96-Core Processor", or empty.
+std::string ProcessorName() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    const size_t colon = line.find(": ");
+    if (line.rfind("model name", 0) == 0 && colon != std::string::npos)
+      return line.substr(colon + 2);
+  }
+  return "";
+}
+
 // What one run of the workload took.
 struct Run {
   double total = 0.0;  // seconds
+  double ops = 0.0;    // of it in the model's ops, stage after stage
   EngineStats stats;
 };
 
@@ -111,14 +123,37 @@ class Bench {
   absl::Status RunOnce(int iteration) {
     Run run;
     absl::Status status;
+    const double before = worker_->op_seconds();
     if (control_.rank() == worker_->leader()) {
       Engine engine(*worker_, nullptr);
       status = RunWorkload(engine, &run);
     } else {
       status = worker_->Run();
     }
+    RETURN_IF_ERROR(control_.Agree(status));
+    run.ops = SumOverStages(worker_->op_seconds() - before);
     if (iteration >= flags_.warmup) runs_.push_back(run);
-    return control_.Agree(status);
+    return absl::OkStatus();
+  }
+
+  // Of each stage the slowest rank's seconds.
+  double SumOverStages(double mine) {
+    ByteWriter out;
+    out.Put(mine);
+    const std::vector<std::string> all = control_.AllGather(out.Take());
+    const Topology& topology = worker_->groups().topology;
+    std::vector<double> stages(topology.pp_size);
+    for (int rank = 0; rank < control_.size(); ++rank) {
+      double& stage = stages[topology.PpIndex(rank)];
+      stage = std::max(stage, ByteReader(all[rank]).Get<double>());
+    }
+    return std::accumulate(stages.begin(), stages.end(), 0.0);
+  }
+
+  // With one step in flight, what its ops do not take is the cost of the host.
+  bool OneStepAtATime() const {
+    return worker_->groups().topology.pp_size == 1 ||
+           (sequences_ == 1 && flags_.input_len <= worker_->options().max_num_batched_tokens);
   }
 
   absl::Status RunWorkload(Engine& engine, Run* run) {
@@ -176,6 +211,8 @@ class Bench {
   Json Description() const {
     const Topology& topology = worker_->groups().topology;
     return {{"bench", latency_ ? "latency" : "throughput"},
+            {"version", TRIREME_VERSION},
+            {"processor", ProcessorName()},
             {"model", flags_.model.model_dir},
             {"dtype", Name(worker_->dtype())},
             {"tp", topology.tp_size},
@@ -199,7 +236,8 @@ class Bench {
       matmul.push_back((MatmulCeiling(before) + MatmulCeiling(after)) / 2);
       total.push_back(runs_[i].total * 1e3);
       prefill.push_back(stats.prefill_seconds * 1e3);
-      host_step.push_back(stats.host_seconds * 1e6 / std::max<int64_t>(1, stats.steps));
+      host_step.push_back((runs_[i].total - runs_[i].ops) * 1e6 /
+                          static_cast<double>(std::max<int64_t>(1, stats.steps)));
       prefill_share.push_back(PrefillFlops() / stats.prefill_seconds / matmul.back());
       if (steps) {
         const double step = stats.decode_seconds / static_cast<double>(flags_.output_len - 1);
@@ -218,7 +256,7 @@ class Bench {
     out["total_ms"] = Summarise(total);
     out["prefill_ms"] = Summarise(prefill);
     if (steps) out["decode_step_ms"] = Summarise(decode_step);
-    out["host_us_per_step"] = Summarise(host_step);
+    if (OneStepAtATime()) out["host_us_per_step"] = Summarise(host_step);
     out["prefill_tokens_per_s"] = rate(prefill_tokens, prefill_seconds);
     out["decode_tokens_per_s"] = rate(decode_tokens, decode_seconds);
     out["tokens_per_s"] = rate(all_tokens, all_seconds);

@@ -85,27 +85,17 @@ void Engine::Dispatch(StepPlan plan) {
     for (const int peer : peers_) worker_.control().Send(peer, kPlanChannel, bytes);
   }
   in_flight_.push_back({std::move(plan), std::nullopt});
-  const Clock::time_point begin = Clock::now();
   in_flight_.back().result = worker_.Execute(in_flight_.back().plan);
-  stats_.host_seconds -= Seconds(Clock::now() - begin);
 }
 
 // The result of the oldest step in flight; its plan stays in front.
 StepResult Engine::TakeResult() {
   InFlight& oldest = in_flight_.front();
-  StepResult result;
-  if (oldest.result) {
-    result = *std::move(oldest.result);
-  } else {
-    const Clock::time_point begin = Clock::now();
-    result = ParseStepResult(worker_.control().Receive(worker_.result_rank(), kResultChannel));
-    stats_.host_seconds -= Seconds(Clock::now() - begin);
-  }
-  return result;
+  if (oldest.result) return *std::move(oldest.result);
+  return ParseStepResult(worker_.control().Receive(worker_.result_rank(), kResultChannel));
 }
 
 bool Engine::Step() {
-  const Clock::time_point begin = Clock::now();
   while (static_cast<int64_t>(in_flight_.size()) < depth_) {
     StepPlan plan = scheduler_.Next();
     if (plan.empty()) break;
@@ -128,7 +118,6 @@ bool Engine::Step() {
   stats_.prefill_tokens += prefill_tokens;
   ++stats_.steps;
   for (const TokenEvent& event : events) Deliver(event);
-  stats_.host_seconds += Seconds(Clock::now() - begin);
   return true;
 }
 

@@ -34,7 +34,6 @@ struct EngineStats {
           decode_tokens = 0;  // prompt tokens computed; tokens sampled after the first of a request
   double prefill_seconds = 0.0;  // time in which the oldest step in flight held prompt tokens
   double decode_seconds = 0.0;   // time in which it did not
-  double host_seconds = 0.0;     // leader's time in scheduling, sending plans, committing and text
 };
 
 class Engine {

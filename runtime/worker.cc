@@ -1,6 +1,7 @@
 #include "runtime/worker.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -9,6 +10,21 @@
 #include "models/memory_plan.h"
 
 namespace trireme {
+namespace {
+
+// Adds its own lifetime.
+class Timer {
+ public:
+  explicit Timer(double& seconds) : seconds_(seconds) {}
+  ~Timer() { seconds_ += std::chrono::duration<double>(Clock::now() - begin_).count(); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  double& seconds_;
+  const Clock::time_point begin_ = Clock::now();
+};
+
+}  // namespace
 
 Worker::~Worker() = default;
 
@@ -89,6 +105,7 @@ TensorView Worker::ReceiveOrEmbed(const Batch& batch) {
   if (buffer.send_ticket >= 0) groups_.pp->WaitSend(*stream_, buffer.send_ticket);
   buffer.send_ticket = -1;
   if (groups_.first_stage()) {
+    const Timer timer(op_seconds_);
     decoder_->Embed(*stream_, batch, hidden);
   } else {
     groups_.pp->Recv(*stream_, hidden, groups_.pp->rank() - 1);
@@ -99,7 +116,10 @@ TensorView Worker::ReceiveOrEmbed(const Batch& batch) {
 std::optional<StepResult> Worker::Execute(const StepPlan& plan) {
   const Batch batch = batches_->Build(*stream_, plan);
   const TensorView hidden = ReceiveOrEmbed(batch);
-  decoder_->Forward(*stream_, batch, kv_, hidden);
+  {
+    const Timer timer(op_seconds_);
+    decoder_->Forward(*stream_, batch, kv_, hidden);
+  }
   if (!groups_.last_stage()) {
     hidden_[next_hidden_].send_ticket = groups_.pp->Send(*stream_, hidden, groups_.pp->rank() + 1);
     next_hidden_ = (next_hidden_ + 1) % hidden_.size();
@@ -108,9 +128,12 @@ std::optional<StepResult> Worker::Execute(const StepPlan& plan) {
   if (batch.logit_count() == 0) return StepResult{.step = plan.step};
   CHECK_LE(batch.logit_count(), options_.max_logit_rows);
   const TensorView logits = logits_.view().Rows(0, batch.logit_count());
-  decoder_->Logits(*stream_, batch, hidden, logits);
-  const absl::Status status = stream_->Synchronize();
-  CHECK(status.ok()) << status.ToString();
+  {
+    const Timer timer(op_seconds_);
+    decoder_->Logits(*stream_, batch, hidden, logits);
+    const absl::Status status = stream_->Synchronize();
+    CHECK(status.ok()) << status.ToString();
+  }
   return SampleRows(plan, batch, logits);
 }
 

@@ -60,6 +60,9 @@ class Worker {
   int64_t kv_bytes() const { return kv_.bytes(); }
   int64_t checkpoint_bytes_read() const { return checkpoint_bytes_read_; }
   DType dtype() const { return *options_.dtype; }
+  // Spent in the model's ops so far, the sums over tensor-parallel ranks included: what is left of
+  // a step's time is the cost of everything around them.
+  double op_seconds() const { return op_seconds_; }
 
  private:
   explicit Worker(ControlPlane& control) : control_(&control) {}
@@ -88,6 +91,7 @@ class Worker {
   size_t next_hidden_ = 0;
   Tensor logits_;  // [max_logit_rows, V / tp] f32
   int64_t checkpoint_bytes_read_ = 0;
+  double op_seconds_ = 0.0;
 };
 
 // Channels of the control plane's point-to-point messages.
