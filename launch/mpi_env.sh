@@ -11,9 +11,10 @@ single_node_mpi_environment() {
   set_default OMPI_ALLOW_RUN_AS_ROOT_CONFIRM 1
   set_default PRTE_ALLOW_RUN_AS_ROOT 1
   set_default PRTE_ALLOW_RUN_AS_ROOT_CONFIRM 1
-  # Shared memory and sockets only: probing for fabrics costs 0.2 s at every start.
+  # Shared memory only: probing for fabrics costs 0.2 s at every start, and of sockets a machine with unusual interfaces
+  # prints a line per rank.
   set_default OMPI_MCA_pml ob1
-  set_default OMPI_MCA_btl self,vader,tcp
+  set_default OMPI_MCA_btl self,vader
   # More ranks than cores: a waiting rank must give its core away, or a collective takes 10 ms instead of 10 us.
   set_default OMPI_MCA_mpi_yield_when_idle 1
   set_default OMPI_MCA_hwloc_base_binding_policy none
