@@ -75,7 +75,7 @@ class Bench {
   absl::Status Execute() {
     ASSIGN_OR_RETURN(const Topology topology, AgreeOnTopology(control_, flags_.model));
     if (topology.dp_size > 1) return UsageError("bench: replicas do not share work; use --dp 1");
-    RETURN_IF_ERROR(control_.Agree(CheckFiles()));
+    RETURN_IF_ERROR(control_.Agree(control_.rank() == 0 ? Check() : absl::OkStatus()));
     ModelFlags model = flags_.model;
     if (latency_) model.max_num_seqs = sequences_;
     ASSIGN_OR_RETURN(worker_,
@@ -113,11 +113,25 @@ class Bench {
   }
 
   // Before minutes of measuring, not after.
-  absl::Status CheckFiles() const {
-    if (control_.rank() != 0) return absl::OkStatus();
+  absl::Status Check() {
+    ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(flags_.model.model_dir));
+    const int64_t limit =
+        flags_.model.max_model_len > 0 ? flags_.model.max_model_len : config.max_positions;
+    if (flags_.input_len > limit - flags_.output_len) {
+      return UsageError(absl::StrCat("--input-len ", flags_.input_len, " --output-len ",
+                                     flags_.output_len, ": more than the ", limit,
+                                     " tokens the model takes (--max-model-len)"));
+    }
     if (!flags_.save.empty() && !std::ofstream(flags_.save, std::ios::app))
       return absl::UnavailableError(absl::StrCat("--save ", flags_.save, ": cannot be written"));
-    return flags_.compare.empty() ? absl::OkStatus() : ReadFile(flags_.compare).status();
+    if (flags_.compare.empty()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(flags_.compare));
+    baseline_ = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+    if (!baseline_.is_object()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--compare ", flags_.compare, ": not a saved bench result"));
+    }
+    return absl::OkStatus();
   }
 
   absl::Status RunOnce(int iteration) {
@@ -169,7 +183,8 @@ class Bench {
       }
       RETURN_IF_ERROR(engine.Submit(std::move(request), [](const TokenOutput&) {}));
     }
-    while (engine.Step()) {
+    for (bool more = true; more;) {
+      ASSIGN_OR_RETURN(more, engine.Step());
     }
     run->total = SecondsSince(begin);
     run->stats = engine.stats();
@@ -279,16 +294,11 @@ class Bench {
     return flags_.compare.empty() ? absl::OkStatus() : Compare(out);
   }
 
-  // Rates may fall and times may rise by the tolerance.
-  absl::Status Compare(const Json& now) {
-    ASSIGN_OR_RETURN(const std::string text, ReadFile(flags_.compare));
-    const Json before = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-    if (!before.is_object())
-      return absl::InvalidArgumentError(
-          absl::StrCat("--compare ", flags_.compare, ": not a saved bench result"));
-    for (const char* key :
-         {"bench", "dtype", "tp", "pp", "threads", "sequences", "input_len", "output_len"}) {
-      if (!before.contains(key) || before[key] != now[key]) {
+  // Against the baseline read before the run: rates may fall by the tolerance.
+  absl::Status Compare(const Json& now) const {
+    for (const char* key : {"bench", "model", "dtype", "tp", "pp", "threads", "sequences",
+                            "input_len", "output_len"}) {
+      if (!baseline_.contains(key) || baseline_[key] != now[key]) {
         return absl::InvalidArgumentError(absl::StrCat("--compare ", flags_.compare, ": its \"",
                                                        key,
                                                        "\" is not this run's; compare equal runs"));
@@ -296,7 +306,11 @@ class Bench {
     }
     std::string worse;
     for (const char* key : {"prefill_tokens_per_s", "decode_tokens_per_s", "tokens_per_s"}) {
-      const double was = before.value(key, 0.0), is = now[key].get<double>();
+      if (!baseline_.contains(key) || !baseline_[key].is_number()) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("--compare ", flags_.compare, ": \"", key, "\" is not a number"));
+      }
+      const double was = baseline_[key].get<double>(), is = now[key].get<double>();
       std::fprintf(stderr, "%-24s %12.2f -> %12.2f (%+.1f%%)\n", key, was, is,
                    was > 0 ? 100.0 * (is / was - 1.0) : 0.0);
       if (is < was * (1.0 - flags_.tolerance))
@@ -312,6 +326,7 @@ class Bench {
   const bool latency_;
   const int64_t sequences_;
   std::unique_ptr<Worker> worker_;
+  Json baseline_;                      // of --compare
   std::vector<Run> runs_;              // of the measured iterations
   std::vector<CpuCeilings> ceilings_;  // before each of them, and after the last
 };

@@ -81,8 +81,9 @@ absl::StatusOr<Score> Evaluate(Worker& worker, const std::vector<TokenId>& token
   Engine engine(worker, nullptr);
   Score score;
   absl::Status written;
-  const int64_t window = worker.options().max_model_len,
-                total = static_cast<int64_t>(tokens.size());
+  const WorkerOptions& options = worker.options();
+  const int64_t window = std::min(options.max_model_len, options.num_pages * options.page_size);
+  const int64_t total = static_cast<int64_t>(tokens.size());
   for (int64_t begin = 0; begin < total; begin += window) {
     const int64_t end = std::min(total, begin + window);
     const std::vector<TokenId> part(tokens.begin() + begin, tokens.begin() + end);
@@ -105,6 +106,8 @@ absl::StatusOr<Score> Evaluate(Worker& worker, const std::vector<TokenId>& token
 absl::Status RunEval(ControlPlane& control, const EvalFlags& flags) {
   if (flags.text_file.empty() == flags.ids_file.empty())
     return UsageError("eval: give either --text FILE or --ids FILE");
+  if (flags.model.max_model_len == 1)
+    return UsageError("--max-model-len 1: scoring a token takes the one before it");
   ASSIGN_OR_RETURN(const Topology topology, AgreeOnTopology(control, flags.model));
   absl::StatusOr<std::vector<TokenId>> tokens = std::vector<TokenId>();
   if (control.rank() == 0) tokens = ReadTokens(flags);

@@ -97,6 +97,7 @@ class Generator {
     RETURN_IF_ERROR(control_.Agree(LoadTokenizerOfLeader()));
     const absl::Status status = control_.rank() == worker_->leader() ? Lead() : worker_->Run();
     RETURN_IF_ERROR(control_.Agree(status));
+    SumStats();
     const std::string memory = DescribeBytesPerRank(*worker_);
     if (control_.rank() == 0) std::fprintf(stderr, "%s | %s\n", Summary().c_str(), memory.c_str());
     return absl::OkStatus();
@@ -135,31 +136,44 @@ class Generator {
     return demand;
   }
 
+  // Every leader runs its share; the others send rank 0 their answers and then an empty message,
+  // whatever has happened, so that nobody waits for an answer that will not come.
   absl::Status Lead() {
     Engine engine(*worker_, tokenizer_.get());
-    const int replica = worker_->groups().dp_index(), replicas = worker_->groups().topology.dp_size;
+    const Topology& topology = worker_->groups().topology;
     streaming_ = control_.rank() == 0 && requests_.size() == 1 && !flags_.json;
-    if (streaming_ && flags_.echo) RETURN_IF_ERROR(WriteOut(requests_[0].text));
+    ended_.assign(topology.dp_size, false);
+    ended_[0] = true;
+    absl::Status status;
+    if (streaming_ && flags_.echo) status = WriteOut(requests_[0].text);
     submitted_ = Clock::now();
-    size_t mine = 0;
+    if (status.ok()) status = RunShare(engine);
+    stats_ = engine.stats();
+    if (control_.rank() != 0) {
+      control_.Send(0, kCompletionChannel, "");
+      control_.FlushSends();
+      return status;
+    }
+    for (int replica = 1; replica < topology.dp_size; ++replica) {
+      const int leader = topology.RankOf(replica, 0, 0);
+      while (!ended_[replica]) TakeMessage(replica, control_.Receive(leader, kCompletionChannel));
+    }
+    return status.ok() ? output_status_ : status;
+  }
+
+  absl::Status RunShare(Engine& engine) {
+    const int replica = worker_->groups().dp_index(), replicas = worker_->groups().topology.dp_size;
     for (const PromptRequest& prompt : requests_) {
       if (static_cast<int>(prompt.request.id % replicas) != replica) continue;
-      ++mine;
       RETURN_IF_ERROR(
           engine.Submit(prompt.request, [this](const TokenOutput& output) { Take(output); }));
     }
-    while (engine.Step() && output_status_.ok()) {
-      if (control_.rank() == 0) CollectFromReplicas(replicas, /*wait=*/false);
+    while (output_status_.ok()) {
+      ASSIGN_OR_RETURN(const bool more, engine.Step());
+      if (!more) break;
+      if (control_.rank() == 0) PollReplicas();
     }
-    stats_ = engine.stats();
-    if (control_.rank() == 0) {
-      while (output_status_.ok() && finished_ < requests_.size())
-        CollectFromReplicas(replicas, /*wait=*/true);
-    } else {
-      CHECK_EQ(finished_, mine);
-      control_.FlushSends();
-    }
-    return output_status_;
+    return absl::OkStatus();
   }
 
   void Take(const TokenOutput& output) {
@@ -176,40 +190,37 @@ class Generator {
     if (control_.rank() == 0) {
       Finished(node.mapped());
     } else {
-      ++finished_;
       control_.Send(0, kCompletionChannel, Serialize(node.mapped()));
     }
   }
 
-  void CollectFromReplicas(int replicas, bool wait) {
-    for (int replica = 1; replica < replicas; ++replica) {
-      const int leader = worker_->groups().topology.RankOf(replica, 0, 0);
-      while (std::optional<std::string> bytes = control_.TryReceive(leader, kCompletionChannel))
-        Finished(ParseCompletion(*bytes));
-    }
-    if (wait && finished_ < requests_.size()) {
-      // Something is missing: wait for the replica that owns the first missing request.
-      for (const PromptRequest& prompt : requests_) {
-        if (done_ids_.count(prompt.request.id) > 0) continue;
-        const int leader =
-            worker_->groups().topology.RankOf(static_cast<int>(prompt.request.id % replicas), 0, 0);
-        Finished(ParseCompletion(control_.Receive(leader, kCompletionChannel)));
-        return;
+  void PollReplicas() {
+    const Topology& topology = worker_->groups().topology;
+    for (int replica = 1; replica < topology.dp_size; ++replica) {
+      const int leader = topology.RankOf(replica, 0, 0);
+      while (!ended_[replica]) {
+        std::optional<std::string> bytes = control_.TryReceive(leader, kCompletionChannel);
+        if (!bytes) break;
+        TakeMessage(replica, *bytes);
       }
+    }
+  }
+  void TakeMessage(int replica, const std::string& bytes) {
+    if (bytes.empty()) {
+      ended_[replica] = true;
+    } else {
+      Finished(ParseCompletion(bytes));
     }
   }
 
   void Finished(const Completion& done) {
-    ++finished_;
-    done_ids_[done.id] = true;
-    generated_tokens_ += static_cast<int64_t>(done.tokens.size());
     first_token_seconds_.push_back(done.first_token_seconds);
     if (!output_status_.ok()) return;
     const PromptRequest& prompt = requests_[done.id];
     if (flags_.json) {
       output_status_ = WriteOut(JsonLine(prompt, done));
     } else if (streaming_) {
-      output_status_ = WriteOut("\n");
+      output_status_ = WriteOut(tokenizer_ == nullptr ? Ids(done) + "\n" : "\n");
     } else {
       const std::string name = prompt.text.empty()
                                    ? absl::StrCat(prompt.request.prompt.size(), " token ids")
@@ -219,8 +230,6 @@ class Generator {
       output_status_ = WriteOut(
           absl::StrCat("--- ", done.id + 1, "/", requests_.size(), ": ", name, "\n", answer, "\n"));
     }
-    if (streaming_ && tokenizer_ == nullptr && output_status_.ok())
-      output_status_ = WriteOut(Ids(done) + "\n");
   }
 
   static std::string Ids(const Completion& done) {
@@ -228,6 +237,21 @@ class Generator {
     for (const SampledToken& sampled : done.tokens)
       absl::StrAppend(&out, out.empty() ? "" : ",", sampled.token);
     return out;
+  }
+
+  // Replicas work side by side: tokens add up, and the slowest one's time counts.
+  void SumStats() {
+    ByteWriter out;
+    out.Put(stats_);
+    EngineStats sum;
+    for (const std::string& bytes : control_.AllGather(out.Take())) {
+      const EngineStats one = ByteReader(bytes).Get<EngineStats>();
+      sum.prefill_tokens += one.prefill_tokens;
+      sum.decode_tokens += one.decode_tokens;
+      sum.prefill_seconds = std::max(sum.prefill_seconds, one.prefill_seconds);
+      sum.decode_seconds = std::max(sum.decode_seconds, one.decode_seconds);
+    }
+    stats_ = sum;
   }
 
   std::string Summary() const {
@@ -254,9 +278,7 @@ class Generator {
   bool streaming_ = false;
   absl::Status output_status_;
   std::map<uint64_t, Completion> open_;
-  std::map<uint64_t, bool> done_ids_;
-  size_t finished_ = 0;
-  int64_t generated_tokens_ = 0;
+  std::vector<bool> ended_;  // by replica: nothing more will come from it
   std::vector<double> first_token_seconds_;
   EngineStats stats_;
 };
@@ -267,6 +289,10 @@ absl::Status RunGenerate(ControlPlane& control, const GenerateFlags& flags) {
   if (flags.prompts.empty() && flags.prompts_file.empty() && flags.prompt_ids.empty()) {
     return UsageError("generate: give --prompt TEXT, --prompts FILE or --prompt-ids 1,5,9");
   }
+  if (flags.sampling.logprobs >= 0 && !flags.json)
+    return UsageError("--logprobs: they are part of the --json output; add --json");
+  if (flags.echo && (flags.json || !flags.prompt_ids.empty()))
+    return UsageError("--echo prints text prompts before text answers; leave it out here");
   return Generator(control, flags).Run();
 }
 

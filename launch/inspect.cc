@@ -20,6 +20,11 @@ absl::StatusOr<std::string> Describe(const InspectFlags& flags) {
   const Topology topology{.tp_size = std::max(1, model.tp),
                           .pp_size = std::max(1, model.pp),
                           .dp_size = std::max(1, model.dp)};
+  constexpr int64_t kMaxRanks = 1 << 16;
+  if (int64_t{topology.tp_size} * topology.pp_size > kMaxRanks ||
+      int64_t{topology.tp_size} * topology.pp_size * topology.dp_size > kMaxRanks) {
+    return UsageError(absl::StrCat("--tp x --pp x --dp: more than ", kMaxRanks, " ranks"));
+  }
   if (absl::Status fits = CheckTensorParallel(config, topology); !fits.ok())
     return UsageError(std::string(fits.message()));
   ASSIGN_OR_RETURN(const std::optional<DType> dtype, ParseDType(model.dtype));
@@ -77,11 +82,12 @@ absl::StatusOr<std::string> Describe(const InspectFlags& flags) {
 }  // namespace
 
 absl::Status RunInspect(ControlPlane& control, const InspectFlags& flags) {
-  if (control.rank() != 0) return control.Agree(absl::OkStatus());
-  absl::StatusOr<std::string> text = Describe(flags);
-  absl::Status status = text.ok() ? WriteOut(*text) : text.status();
-  const absl::Status agreed = control.Agree(status);
-  return status.ok() ? agreed : status;
+  absl::Status status;
+  if (control.rank() == 0) {
+    const absl::StatusOr<std::string> text = Describe(flags);
+    status = text.ok() ? WriteOut(*text) : text.status();
+  }
+  return control.Agree(status);
 }
 
 }  // namespace trireme

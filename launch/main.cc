@@ -7,6 +7,7 @@
 #include <csignal>
 #include <cstdio>
 #include <functional>
+#include <new>
 #include <string>
 
 #include "CLI/CLI.hpp"
@@ -235,12 +236,18 @@ int Main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
 
   absl::Status status;
-  if (app.got_subcommand("generate")) status = RunGenerate(**control, generate);
-  if (app.got_subcommand("eval")) status = RunEval(**control, eval);
-  if (app.got_subcommand("inspect")) status = RunInspect(**control, inspect);
-  if (app.got_subcommand("make-checkpoint")) status = RunMakeCheckpoint(**control, make);
-  if (latency->parsed()) status = RunBenchLatency(**control, bench);
-  if (throughput->parsed()) status = RunBenchThroughput(**control, bench);
+  try {
+    if (app.got_subcommand("generate")) status = RunGenerate(**control, generate);
+    if (app.got_subcommand("eval")) status = RunEval(**control, eval);
+    if (app.got_subcommand("inspect")) status = RunInspect(**control, inspect);
+    if (app.got_subcommand("make-checkpoint")) status = RunMakeCheckpoint(**control, make);
+    if (latency->parsed()) status = RunBenchLatency(**control, bench);
+    if (throughput->parsed()) status = RunBenchThroughput(**control, bench);
+  } catch (const std::bad_alloc&) {
+    // The other ranks may be waiting for this one.
+    std::fprintf(stderr, "trireme: rank %d: out of memory\n", (*control)->rank());
+    (*control)->Abort(1);
+  }
   if (status.ok()) return 0;
   // mpirun terminates the others as soon as one rank has left: no second line for that.
   std::signal(SIGTERM, SIG_IGN);

@@ -35,9 +35,7 @@ absl::Status Make(const MakeCheckpointFlags& flags) {
 }  // namespace
 
 absl::Status RunMakeCheckpoint(ControlPlane& control, const MakeCheckpointFlags& flags) {
-  const absl::Status status = control.rank() == 0 ? Make(flags) : absl::OkStatus();
-  const absl::Status agreed = control.Agree(status);
-  return status.ok() ? agreed : status;  // rank 0's own keeps the mark of a usage error
+  return control.Agree(control.rank() == 0 ? Make(flags) : absl::OkStatus());
 }
 
 }  // namespace trireme

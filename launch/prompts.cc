@@ -1,5 +1,6 @@
 #include "launch/prompts.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <sstream>
@@ -17,6 +18,45 @@ namespace trireme {
 namespace {
 
 using Json = nlohmann::json;
+
+constexpr int64_t kMaxTokens = int64_t{1} << 40;  // as --max-tokens
+
+// Each gives false, and may leave `out` alone, when the value is not of its kind.
+template <typename T>
+bool Integer(const Json& value, int64_t lowest, int64_t highest, T* out) {
+  if (!value.is_number_integer()) return false;
+  // Unsigned values above INT64_MAX would turn negative.
+  if (value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(highest))
+    return false;
+  const int64_t number = value.get<int64_t>();
+  *out = static_cast<T>(number);
+  return number >= lowest && number <= highest;
+}
+bool Integers(const Json& value, std::vector<TokenId>* out) {
+  if (!value.is_array()) return false;
+  for (const Json& element : value) {
+    if (!Integer(element, 0, INT32_MAX, &out->emplace_back())) return false;
+  }
+  return true;
+}
+bool Number(const Json& value, float* out) {
+  if (value.is_number()) *out = value.get<float>();
+  return value.is_number();
+}
+bool Boolean(const Json& value, bool* out) {
+  if (value.is_boolean()) *out = value.get<bool>();
+  return value.is_boolean();
+}
+bool Strings(const Json& value, std::vector<std::string>* out) {
+  out->clear();
+  if (value.is_string()) out->push_back(value.get<std::string>());
+  if (!value.is_array()) return value.is_string();
+  for (const Json& element : value) {
+    if (!element.is_string()) return false;
+    out->push_back(element.get<std::string>());
+  }
+  return true;
+}
 
 class Collector {
  public:
@@ -62,6 +102,10 @@ class Collector {
                                                      " tokens; the model takes ", limit,
                                                      " with the output (--max-model-len)"));
     }
+    if (!like.stop.empty() && tokenizer_ == nullptr) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          where, ": stop strings need a tokenizer, and ", flags_.model.model_dir, " has none"));
+    }
     for (const std::string& stop : like.stop) {
       if (stop.empty())
         return UsageError(absl::StrCat(where, ": a stop string is empty; leave it out instead"));
@@ -71,6 +115,7 @@ class Collector {
       return UsageError(absl::StrCat(where, ": ", std::string(sampling.message())));
     PromptRequest out{like, text};
     out.request.id = requests_.size();
+    out.request.max_tokens = std::min(like.max_tokens, limit - static_cast<int64_t>(ids.size()));
     out.request.prompt = std::move(ids);
     if (!ignore_eos)
       out.request.stop_tokens.assign(config_.eos_token_ids.begin(), config_.eos_token_ids.end());
@@ -85,53 +130,54 @@ class Collector {
     Request like = defaults_;
     bool ignore_eos = flags_.ignore_eos;
     const Json* prompt = nullptr;
-    const Json* ids = nullptr;
-    try {
-      for (const auto& [key, value] : object.items()) {
-        if (key == "prompt")
-          prompt = &value;
-        else if (key == "prompt_ids")
-          ids = &value;
-        else if (key == "max_tokens")
-          like.max_tokens = value.get<int64_t>();
-        else if (key == "temperature")
-          like.sampling.temperature = value.get<float>();
-        else if (key == "top_k")
-          like.sampling.top_k = value.get<int32_t>();
-        else if (key == "top_p")
-          like.sampling.top_p = value.get<float>();
-        else if (key == "min_p")
-          like.sampling.min_p = value.get<float>();
-        else if (key == "repetition_penalty")
-          like.sampling.repetition_penalty = value.get<float>();
-        else if (key == "presence_penalty")
-          like.sampling.presence_penalty = value.get<float>();
-        else if (key == "frequency_penalty")
-          like.sampling.frequency_penalty = value.get<float>();
-        else if (key == "seed")
-          like.sampling.seed = value.get<uint64_t>();
-        else if (key == "logprobs")
-          like.sampling.logprobs = value.get<int32_t>();
-        else if (key == "ignore_eos")
-          ignore_eos = value.get<bool>();
-        else if (key == "stop")
-          like.stop = value.is_string() ? std::vector<std::string>{value}
-                                        : value.get<std::vector<std::string>>();
-        else
-          return absl::InvalidArgumentError(absl::StrCat(where, ": unknown key \"", key, "\""));
-      }
-      if ((prompt == nullptr) == (ids == nullptr)) {
+    std::vector<TokenId> ids;
+    for (const auto& [key, value] : object.items()) {
+      SamplingParams& s = like.sampling;
+      bool known = true,
+           ok = true;  // a value of the wrong type or out of its type's range is not ok
+      if (key == "prompt")
+        ok = value.is_string(), prompt = &value;
+      else if (key == "prompt_ids")
+        ok = Integers(value, &ids);
+      else if (key == "max_tokens")
+        ok = Integer(value, 1, kMaxTokens, &like.max_tokens);
+      else if (key == "temperature")
+        ok = Number(value, &s.temperature);
+      else if (key == "top_k")
+        ok = Integer(value, 0, INT32_MAX, &s.top_k);
+      else if (key == "top_p")
+        ok = Number(value, &s.top_p);
+      else if (key == "min_p")
+        ok = Number(value, &s.min_p);
+      else if (key == "repetition_penalty")
+        ok = Number(value, &s.repetition_penalty);
+      else if (key == "presence_penalty")
+        ok = Number(value, &s.presence_penalty);
+      else if (key == "frequency_penalty")
+        ok = Number(value, &s.frequency_penalty);
+      else if (key == "seed")
+        ok = Integer(value, 0, INT64_MAX, &s.seed);
+      else if (key == "logprobs")
+        ok = Integer(value, 0, INT32_MAX, &s.logprobs);
+      else if (key == "ignore_eos")
+        ok = Boolean(value, &ignore_eos);
+      else if (key == "stop")
+        ok = Strings(value, &like.stop);
+      else
+        known = false;
+      if (!known)
+        return absl::InvalidArgumentError(absl::StrCat(where, ": unknown key \"", key, "\""));
+      if (!ok) {
         return absl::InvalidArgumentError(
-            absl::StrCat(where, ": needs either \"prompt\" or \"prompt_ids\""));
+            absl::StrCat(where, ": \"", key, "\" has a value of the wrong type, or out of range"));
       }
-      if (like.max_tokens < 1)
-        return absl::InvalidArgumentError(absl::StrCat(where, ": max_tokens must be at least 1"));
-      if (prompt != nullptr) return AddText(where, prompt->get<std::string>(), like, ignore_eos);
-      return Add(where, ids->get<std::vector<TokenId>>(), "", like, ignore_eos);
-    } catch (const Json::exception& error) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(where, ": a value has the wrong type (", error.what(), ")"));
     }
+    if ((prompt == nullptr) == ids.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(where, ": needs either \"prompt\" or \"prompt_ids\""));
+    }
+    if (prompt != nullptr) return AddText(where, prompt->get<std::string>(), like, ignore_eos);
+    return Add(where, std::move(ids), "", like, ignore_eos);
   }
 
   absl::Status AddFile(const std::string& path) {

@@ -22,38 +22,54 @@ namespace {
 
 constexpr char kUsagePayload[] = "trireme/usage";
 
-// Cores this process may use, shared fairly between the ranks of the host.
-int ThreadsPerRank(const ControlPlane& control) {
-  cpu_set_t set;
-  const int cores = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
-  // A launcher that binds ranks to cores has already divided them.
-  const bool bound = cores < static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
-  return std::max(1, bound ? cores : cores / control.local_size());
+// Cores this process may use, divided by the ranks of the host that may use some of them too: a
+// launcher may have bound each rank to its own, or all of them to the same few. Collective.
+int ThreadsPerRank(ControlPlane& control) {
+  struct Place {
+    char host[64] = {};
+    cpu_set_t cores;
+  } mine;
+  control.host().copy(mine.host, sizeof(mine.host) - 1);
+  if (sched_getaffinity(0, sizeof(mine.cores), &mine.cores) != 0) CPU_SET(0, &mine.cores);
+  ByteWriter out;
+  out.Put(mine);
+  int sharing = 0;
+  for (const std::string& bytes : control.AllGather(out.Take())) {
+    const Place other = ByteReader(bytes).Get<Place>();
+    cpu_set_t common;
+    CPU_AND(&common, &mine.cores, &other.cores);
+    if (std::strcmp(mine.host, other.host) == 0 && CPU_COUNT(&common) > 0) ++sharing;
+  }
+  return std::max(1, CPU_COUNT(&mine.cores) / sharing);
 }
 
-// Prints "loading 45% (1.2 GiB/s)" over itself, once loading has taken a second and only on a
-// terminal.
-std::function<void(int64_t)> ProgressLine(const ControlPlane& control, int64_t expected_bytes) {
-  if (control.rank() != 0 || isatty(STDERR_FILENO) == 0) return nullptr;
-  const auto begin = std::chrono::steady_clock::now();
-  auto last = begin;
-  return [begin, last, expected_bytes](int64_t bytes) mutable {
+// "loading 1.2 GiB of 2.3 GiB, 1.1 GiB/s", over itself, once loading has taken a second.
+class ProgressLine {
+ public:
+  ~ProgressLine() {
+    if (open_) std::fputc('\n', stderr);
+  }
+  void Update(int64_t bytes, int64_t total) {
     const auto now = std::chrono::steady_clock::now();
-    const double seconds = std::chrono::duration<double>(now - begin).count();
-    const bool complete = bytes >= expected_bytes;
-    if (seconds < 1.0 || (!complete && now - last < std::chrono::milliseconds(100))) return;
-    last = now;
-    std::fprintf(stderr, "\rloading %s of %s, %s/s%s", HumanBytes(bytes).c_str(),
-                 HumanBytes(expected_bytes).c_str(), HumanBytes(bytes / seconds).c_str(),
-                 complete ? "\n" : "   ");
+    const double seconds = std::chrono::duration<double>(now - begin_).count();
+    if (seconds < 1.0 || (bytes < total && now - last_ < std::chrono::milliseconds(100))) return;
+    last_ = now;
+    open_ = true;
+    std::fprintf(stderr, "\rloading %s of %s, %s/s   ", HumanBytes(bytes).c_str(),
+                 HumanBytes(total).c_str(), HumanBytes(bytes / seconds).c_str());
     std::fflush(stderr);
-  };
-}
+  }
+
+ private:
+  std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now(), last_ = begin_;
+  bool open_ = false;
+};
 
 absl::StatusOr<Topology> ChooseTopology(const ControlPlane& control, const ModelFlags& flags) {
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(flags.model_dir));
   const absl::StatusOr<Topology> topology = ResolveTopology(
-      flags.tp, flags.pp, flags.dp, control.size(), config.num_heads, config.num_layers);
+      flags.tp, flags.pp, flags.dp, control.size(), config.num_heads, config.num_layers,
+      [&config](int tp) { return CheckTensorParallel(config, {.tp_size = tp}).ok(); });
   const absl::Status fits =
       topology.ok() ? CheckTensorParallel(config, *topology) : topology.status();
   if (!fits.ok()) return UsageError(std::string(fits.message()));
@@ -129,7 +145,8 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(ControlPlane& control, const 
   RETURN_IF_ERROR(control.Agree(config.status()));
   WorkerOptions options;
   options.device.name = flags.device == "auto" ? "cpu" : flags.device;
-  options.device.threads = flags.threads > 0 ? flags.threads : ThreadsPerRank(control);
+  const int fair_threads = ThreadsPerRank(control);
+  options.device.threads = flags.threads > 0 ? flags.threads : fair_threads;
   options.device.local_index = control.local_rank();
   options.dtype = dtype;
   options.page_size = flags.page_size;
@@ -162,11 +179,11 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(ControlPlane& control, const 
                            ((options.max_model_len + options.page_size - 1) / options.page_size);
     options.num_pages = std::min(budget / page_bytes, useful);
   }
-  int64_t expected = 0;
-  for (const RankBytes& rank : PlanRankBytes(*config, topology, storage)) {
-    if (rank.rank == control.rank()) expected = rank.weight_bytes;
+  // On a terminal only, and ended before anything else is printed.
+  ProgressLine line;
+  if (control.rank() == 0 && isatty(STDERR_FILENO) != 0) {
+    options.progress = [&line](int64_t bytes, int64_t total) { line.Update(bytes, total); };
   }
-  options.progress = ProgressLine(control, expected);
   return Worker::Load(control, topology, flags.model_dir, std::move(options));
 }
 

@@ -35,7 +35,7 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(ControlPlane& control, const 
 // The status of a file that rank 0 reads: its text, or one line naming the file.
 absl::StatusOr<std::string> ReadFile(const std::string& path);
 
-// "weights 1.2 GiB + KV 64 MiB a rank (largest of 4)". Collective; the text is for rank 0.
+// "weights 1.2 GiB + KV 64.0 MiB on the largest rank". Collective; the text is for rank 0.
 std::string DescribeBytesPerRank(const Worker& worker);
 std::string HumanBytes(double bytes);
 

@@ -24,8 +24,9 @@ struct DecoderOptions {
   int64_t max_batch_tokens = 512;  // the largest T
   int64_t max_logit_rows = 64;     // the largest R
   int64_t max_positions = 0;       // positions the rotation table covers
-  std::function<void(int64_t bytes_read)>
-      progress;  // called now and then during Load; may be empty
+  // Called now and then during Load with the checkpoint bytes this rank has read and will have read
+  // in all, by one thread at a time; may be empty.
+  std::function<void(int64_t bytes, int64_t total)> progress;
 };
 
 class Decoder {

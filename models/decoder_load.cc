@@ -55,6 +55,11 @@ class Decoder::Builder {
     return tp_ == 0 ? Vector({&spec}, out) : absl::OkStatus();
   }
 
+  // Adds to what the progress is measured against. All specs come before the first Read.
+  void Expect(const WeightSpec& spec) {
+    if (!spec.name.empty()) total_bytes_ += loader_.PieceBytes(spec, tp_, tp_size_);
+  }
+
   absl::Status LoadLayer(int64_t index, const LayerWeightSpecs& specs, Layer& layer) {
     RETURN_IF_ERROR(Vector({&specs.input_norm}, layer.input_norm));
     RETURN_IF_ERROR(Linear({&specs.q, &specs.k, &specs.v}, layer.qkv));
@@ -76,18 +81,25 @@ class Decoder::Builder {
   absl::Status RotationTable() {
     const std::vector<double> frequencies = RopeFrequencies(decoder_.config_);
     const int64_t half = static_cast<int64_t>(frequencies.size());
-    std::vector<float> table(static_cast<size_t>(options_.max_positions * 2 * half));
-    for (int64_t position = 0; position < options_.max_positions; ++position) {
-      for (int64_t i = 0; i < half; ++i) {
-        const double angle = static_cast<double>(position) * frequencies[i];
-        table[position * 2 * half + i] = static_cast<float>(std::cos(angle));
-        table[position * 2 * half + half + i] = static_cast<float>(std::sin(angle));
-      }
-    }
     ASSIGN_OR_RETURN(decoder_.cos_sin_, Tensor::Create(stream_.device(), DType::kF32,
                                                        {options_.max_positions, 2 * half}));
-    stream_.Copy(decoder_.cos_sin_.view().data, table.data(), table.size() * sizeof(float));
-    return stream_.Synchronize();
+    constexpr int64_t kPiece = 4096;  // positions at a time
+    std::vector<float> piece(
+        static_cast<size_t>(std::min(kPiece, options_.max_positions) * 2 * half));
+    for (int64_t begin = 0; begin < options_.max_positions; begin += kPiece) {
+      const int64_t count = std::min(kPiece, options_.max_positions - begin);
+      for (int64_t p = 0; p < count; ++p) {
+        for (int64_t i = 0; i < half; ++i) {
+          const double angle = static_cast<double>(begin + p) * frequencies[i];
+          piece[p * 2 * half + i] = static_cast<float>(std::cos(angle));
+          piece[p * 2 * half + half + i] = static_cast<float>(std::sin(angle));
+        }
+      }
+      const TensorView rows = decoder_.cos_sin_.view().Rows(begin, count);
+      stream_.Copy(rows.data, piece.data(), static_cast<size_t>(rows.bytes()));
+      RETURN_IF_ERROR(stream_.Synchronize());
+    }
+    return absl::OkStatus();
   }
 
   absl::Status Activations() {
@@ -131,7 +143,7 @@ class Decoder::Builder {
     }
     if (options_.progress) {
       const std::lock_guard<std::mutex> lock(progress_);
-      options_.progress(loader_.bytes_read());
+      options_.progress(loader_.bytes_read(), total_bytes_);
     }
     return absl::OkStatus();
   }
@@ -142,6 +154,7 @@ class Decoder::Builder {
   const DecoderOptions& options_;
   const int tp_, tp_size_;
   std::mutex progress_;
+  int64_t total_bytes_ = 0;
 };
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const ModelConfig& config,
@@ -161,6 +174,15 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const ModelConfig& config
   decoder->kv_heads_ = PieceOfSpec(specs.layers[0].k, tp, tp_size).size() / config.head_dim;
   decoder->intermediate_ = PieceOfSpec(specs.layers[0].gate, tp, tp_size).size();
   Builder builder(*decoder, loader, stream, options);
+  const bool head_is_embedding = config.tied_head && groups.first_stage();
+  if (groups.first_stage()) builder.Expect(specs.embedding);
+  for (int64_t i = decoder->layer_range_.begin; i < decoder->layer_range_.end; ++i) {
+    for (const WeightSpec& spec : SpecsOfLayer(specs.layers[i])) builder.Expect(spec);
+  }
+  if (groups.last_stage()) {
+    builder.Expect(specs.final_norm);
+    if (!head_is_embedding) builder.Expect(specs.head);
+  }
   if (groups.first_stage()) {
     RETURN_IF_ERROR(builder.Linear({&specs.embedding}, decoder->embedding_));
     decoder->embedding_begin_ = PieceOfSpec(specs.embedding, tp, tp_size).begin;
@@ -172,7 +194,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const ModelConfig& config
   }
   if (groups.last_stage()) {
     RETURN_IF_ERROR(builder.Vector({&specs.final_norm}, decoder->final_norm_));
-    if (config.tied_head && groups.first_stage()) {
+    if (head_is_embedding) {
       decoder->head_ = decoder->embedding_;
     } else {
       RETURN_IF_ERROR(builder.Linear({&specs.head}, decoder->head_));

@@ -159,7 +159,14 @@ absl::StatusOr<WeightLoader::Located> WeightLoader::Locate(const std::string& na
       absl::StrCat(model_dir_, ": tensor ", Quoted(name), " is missing; config.json asks for it"));
 }
 
-bool WeightLoader::Has(const std::string& name) const { return tensors_.contains(name); }
+int64_t WeightLoader::PieceBytes(const WeightSpec& spec, int part, int parts) const {
+  const auto located = Locate(spec.name);
+  CHECK(located.ok()) << spec.name;
+  const int64_t whole = located->entry->end - located->entry->begin;
+  if (spec.split == Split::kNone) return whole;
+  const int64_t extent = spec.shape[spec.split == Split::kRows ? 0 : 1];
+  return whole / extent * PieceOfSpec(spec, part, parts).size();
+}
 
 absl::Status WeightLoader::Check(const std::vector<WeightSpec>& specs) const {
   absl::Status first;

@@ -1,5 +1,5 @@
 // The only place that knows a checkpoint's tensor names and how each is cut over tensor-parallel
-// ranks. Loader, inspect, make-checkpoint and tests all read the one table that DecoderWeightSpecs
+// ranks. Loader, inspect, make-checkpoint and tests all read the one table that WeightSpecsOf
 // returns.
 #pragma once
 
@@ -71,7 +71,8 @@ class WeightLoader {
   // found before anything is read. Tensors nobody asked for are ignored (rotary inv_freq and the
   // like).
   absl::Status Check(const std::vector<WeightSpec>& specs) const;
-  bool Has(const std::string& name) const;
+  // What Load will read for this part's piece. REQUIRES: Check has passed.
+  int64_t PieceBytes(const WeightSpec& spec, int part, int parts) const;
   // Copies this part's piece to dst (host memory, contiguous, the piece's shape; any float dtype:
   // converted).
   absl::Status Load(const WeightSpec& spec, int part, int parts, TensorView dst);
@@ -80,7 +81,7 @@ class WeightLoader {
                         TensorView dst);
   // Bytes read from tensor data so far.
   int64_t bytes_read() const { return bytes_read_; }
-  // File size sum, for progress.
+  // Of all tensors of all files.
   int64_t total_bytes() const { return total_bytes_; }
 
  private:

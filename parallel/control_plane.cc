@@ -135,7 +135,9 @@ absl::StatusOr<std::unique_ptr<ControlPlane>> ControlPlane::Start(int* argc, cha
   if (const int code = MPI_Init_thread(argc, argv, MPI_THREAD_MULTIPLE, &provided);
       code != MPI_SUCCESS) {
     return absl::InternalError(
-        absl::StrCat("MPI_Init_thread failed with code ", code, "; `trireme doctor` checks MPI"));
+        absl::StrCat("MPI_Init_thread failed with code ", code,
+                     ": the Open MPI of mpirun or srun and the one this program is linked with do "
+                     "not fit together"));
   }
   // Inherited by every communicator derived from it; MPI_CHECK then says where.
   MPI_CHECK(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));

@@ -89,7 +89,8 @@ Split BestSplit(const StageCosts& costs, Combine combine) {
 }  // namespace
 
 absl::StatusOr<Topology> ResolveTopology(int tp, int pp, int dp, int world_size,
-                                         int64_t attention_heads, int64_t layers) {
+                                         int64_t attention_heads, int64_t layers,
+                                         const std::function<bool(int tp)>& tp_fits) {
   CHECK_GE(world_size, 1);
   CHECK_GE(attention_heads, 1);
   CHECK_GE(layers, 1);
@@ -116,6 +117,10 @@ absl::StatusOr<Topology> ResolveTopology(int tp, int pp, int dp, int world_size,
   int rest = static_cast<int>(world_size / (given * std::max(dp, 1)));
   if (tp == 0) {
     topology.tp_size = static_cast<int>(std::gcd(int64_t{rest}, attention_heads));
+    while (tp_fits && topology.tp_size > 1 &&
+           (rest % topology.tp_size != 0 || !tp_fits(topology.tp_size))) {
+      --topology.tp_size;
+    }
     rest /= topology.tp_size;
   }
   if (pp == 0) {

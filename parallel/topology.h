@@ -26,10 +26,12 @@ struct Topology {
 };
 
 // Fills in what the user left at 0 so that the product is world_size: --tp takes what --pp and --dp
-// leave, limited to divisors of `attention_heads`; what then remains goes to --pp (limited to
-// `layers`), then --dp. InvalidArgument names the flags and the world size when they do not fit.
+// leave, limited to divisors of `attention_heads` that `tp_fits` (if given); what then remains goes
+// to --pp (limited to `layers`), then --dp. InvalidArgument names the flags and the world size when
+// they do not fit.
 absl::StatusOr<Topology> ResolveTopology(int tp, int pp, int dp, int world_size,
-                                         int64_t attention_heads, int64_t layers);
+                                         int64_t attention_heads, int64_t layers,
+                                         const std::function<bool(int tp)>& tp_fits = nullptr);
 
 // Half-open range [begin, end).
 struct Range {

@@ -40,7 +40,7 @@ Engine::Engine(Worker& worker, const Tokenizer* tokenizer)
 }
 
 Engine::~Engine() {
-  while (!in_flight_.empty()) TakeResult();
+  while (!in_flight_.empty()) TakeOldest();
   StepPlan stop;
   stop.stop = true;
   const std::string bytes = Serialize(stop);
@@ -88,23 +88,24 @@ void Engine::Dispatch(StepPlan plan) {
   in_flight_.back().result = worker_.Execute(in_flight_.back().plan);
 }
 
-// The result of the oldest step in flight; its plan stays in front.
-StepResult Engine::TakeResult() {
-  InFlight& oldest = in_flight_.front();
-  if (oldest.result) return *std::move(oldest.result);
-  return ParseStepResult(worker_.control().Receive(worker_.result_rank(), kResultChannel));
+// The oldest step in flight, once its result is here.
+Engine::FinishedStep Engine::TakeOldest() {
+  InFlight oldest = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  if (oldest.result) return {std::move(oldest.plan), *std::move(oldest.result)};
+  return {std::move(oldest.plan),
+          ParseStepResult(worker_.control().Receive(worker_.result_rank(), kResultChannel))};
 }
 
-bool Engine::Step() {
+absl::StatusOr<bool> Engine::Step() {
   while (static_cast<int64_t>(in_flight_.size()) < depth_) {
     StepPlan plan = scheduler_.Next();
     if (plan.empty()) break;
     Dispatch(std::move(plan));
   }
   if (in_flight_.empty()) return false;
-  const StepResult result = TakeResult();
-  const StepPlan plan = std::move(in_flight_.front().plan);
-  in_flight_.pop_front();
+  const auto [plan, result] = TakeOldest();
+  if (!result.error.empty()) return absl::DataLossError(result.error);
   const std::vector<TokenEvent> events = scheduler_.Commit(plan, result);
 
   int64_t prefill_tokens = 0;
@@ -182,9 +183,8 @@ absl::Status Engine::Evaluate(const std::vector<TokenId>& tokens,
       plan.chunks.push_back(std::move(chunk));
       Dispatch(std::move(plan));
     }
-    const StepResult result = TakeResult();
-    const int64_t rows = static_cast<int64_t>(in_flight_.front().plan.chunks[0].tokens.size());
-    in_flight_.pop_front();
+    const auto [plan, result] = TakeOldest();
+    const int64_t rows = static_cast<int64_t>(plan.chunks[0].tokens.size());
     CHECK_EQ(static_cast<int64_t>(result.logits.size()), rows * vocabulary);
     for (int64_t r = 0; r < rows; ++r)
       row(delivered + r, std::span(result.logits).subspan(r * vocabulary, vocabulary));

@@ -49,8 +49,9 @@ class Engine {
   // thread.
   absl::Status Submit(Request request, Callback callback);
   absl::Status Cancel(uint64_t request_id);
-  // Advances by one micro-batch. False when there is nothing left to do.
-  bool Step();
+  // Advances by one micro-batch. False when there is nothing left to do. DataLoss when the model
+  // gives no number to choose a token by; the engine is then of no further use.
+  absl::StatusOr<bool> Step();
   const EngineStats& stats() const { return stats_; }
 
   // Logits of every position of `tokens` [T], one row at a time, in order: row(position, logits
@@ -70,7 +71,11 @@ class Engine {
     bool first_token_seen = false;
   };
   void Dispatch(StepPlan plan);
-  StepResult TakeResult();
+  struct FinishedStep {
+    StepPlan plan;
+    StepResult result;
+  };
+  FinishedStep TakeOldest();
   void Deliver(const TokenEvent& event);
 
   Worker& worker_;

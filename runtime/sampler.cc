@@ -129,7 +129,7 @@ struct Sampler::RowState {
   }
   // Chooses from the merged candidates. False when top-p needs more of them than are certain.
   bool Choose() {
-    CHECK(!merged.empty()) << "no token has a finite logit";
+    if (merged.empty()) return true;  // nothing to choose from; chosen stays empty
     if (params().temperature == 0.0f) {
       chosen = merged[0];
       return true;
@@ -285,8 +285,8 @@ void Sampler::DrawUnfiltered(Stream& stream, std::vector<RowState*>& rows) {
   }
 }
 
-std::vector<SampledToken> Sampler::Sample(Stream& stream, TensorView logits,
-                                          std::span<const SampleRow> rows) {
+absl::StatusOr<std::vector<SampledToken>> Sampler::Sample(Stream& stream, TensorView logits,
+                                                          std::span<const SampleRow> rows) {
   std::vector<RowState> states(rows.size());
   std::vector<RowState*> pending, unfiltered;
   int64_t candidates = 1, raw_candidates = 0;
@@ -302,7 +302,9 @@ std::vector<SampledToken> Sampler::Sample(Stream& stream, TensorView logits,
     raw_candidates = std::max<int64_t>(raw_candidates, state.params().logprobs);
     pending.push_back(&state);
   }
-  if (pending.empty()) return {};
+  if (pending.empty()) return std::vector<SampledToken>();
+  candidates = std::min(candidates, widest_shard_);
+  raw_candidates = std::min(raw_candidates, widest_shard_);
   Exchange(stream, pending, candidates, raw_candidates);
   std::vector<std::vector<Candidate>> raw_tops(rows.size());
   for (size_t r = 0; r < rows.size(); ++r) raw_tops[r] = std::move(states[r].raw_top);
@@ -311,7 +313,7 @@ std::vector<SampledToken> Sampler::Sample(Stream& stream, TensorView logits,
   }
   std::erase_if(pending, [](RowState* state) { return !state->filtered() || state->Choose(); });
   while (!pending.empty()) {
-    candidates *= 8;
+    candidates = std::min(8 * candidates, widest_shard_);
     Exchange(stream, pending, candidates, 0);
     std::erase_if(pending, [](RowState* state) { return state->Choose(); });
   }
@@ -320,7 +322,11 @@ std::vector<SampledToken> Sampler::Sample(Stream& stream, TensorView logits,
   std::vector<SampledToken> out(rows.size());
   for (size_t r = 0; r < rows.size(); ++r) {
     const RowState& state = states[r];
-    CHECK_GE(state.chosen.id, 0) << "no token has a finite logit";
+    if (state.chosen.id < 0) {
+      return absl::DataLossError(
+          "the model gave no finite logit for any token: its weights hold NaN or infinity, or "
+          "overflow this --dtype (try bf16 or f32)");
+    }
     out[r].token = state.chosen.id;
     if (state.params().logprobs < 0) continue;
     const double log_total = state.raw_max + std::log(state.raw_sum);

@@ -12,6 +12,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "kernels/device.h"
 #include "parallel/communicator.h"
 #include "parallel/topology.h"
@@ -29,13 +30,17 @@ struct SampleRow {
 
 class Sampler {
  public:
-  // `tp` must outlive the sampler. `vocabulary`: the ids of this rank's logits.
-  Sampler(Communicator* tp, Range vocabulary) : tp_(tp), vocabulary_(vocabulary) {}
+  // `tp` must outlive the sampler. `vocabulary`: the ids of this rank's logits, of vocab_size in
+  // all that PieceOf cuts over the group.
+  Sampler(Communicator* tp, Range vocabulary, int64_t vocab_size)
+      : tp_(tp),
+        vocabulary_(vocabulary),
+        widest_shard_(PieceOf(vocab_size, tp->size(), 0).size()) {}
 
   // logits [R, vocabulary.size()] f32 in host memory; changed by penalties. Collective over the tp
-  // group.
-  std::vector<SampledToken> Sample(Stream& stream, TensorView logits,
-                                   std::span<const SampleRow> rows);
+  // group, with the same answer on all its ranks. DataLoss when a row has no finite logit.
+  absl::StatusOr<std::vector<SampledToken>> Sample(Stream& stream, TensorView logits,
+                                                   std::span<const SampleRow> rows);
 
   struct Candidate {
     float score = 0.0f;  // after penalties, before temperature
@@ -55,6 +60,7 @@ class Sampler {
 
   Communicator* tp_;
   Range vocabulary_;
+  int64_t widest_shard_;
   std::vector<char> send_, receive_;
 };
 

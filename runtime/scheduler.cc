@@ -37,8 +37,8 @@ Scheduler::Scheduler(const SchedulerOptions& options)
 Scheduler::~Scheduler() = default;
 
 int64_t Scheduler::MaxLength(const Request& request) const {
-  return std::min<int64_t>(static_cast<int64_t>(request.prompt.size()) + request.max_tokens,
-                           options_.max_model_len);
+  const int64_t prompt = static_cast<int64_t>(request.prompt.size());
+  return prompt + std::min(request.max_tokens, options_.max_model_len - prompt);
 }
 
 int64_t Scheduler::PagesFor(int64_t tokens) const {

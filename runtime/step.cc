@@ -53,6 +53,7 @@ std::string Serialize(const StepResult& result) {
     }
   }
   out.PutVector(result.logits);
+  out.PutString(result.error);
   return out.Take();
 }
 
@@ -71,6 +72,7 @@ StepResult ParseStepResult(const std::string& bytes) {
     }
   }
   result.logits = in.GetVector<float>();
+  result.error = in.GetString();
   return result;
 }
 

@@ -52,6 +52,7 @@ struct StepResult {
   int64_t step = 0;
   std::vector<SampledToken> sampled{};  // one per chunk with kLast, in plan order
   std::vector<float> logits{};          // [rows of kAll chunks, V], in plan order
+  std::string error{};                  // why nothing could be sampled; else empty
 };
 
 std::string Serialize(const StepPlan& plan);

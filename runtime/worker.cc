@@ -74,6 +74,7 @@ absl::Status Worker::LoadShard(const std::string& model_dir) {
                                             .max_logit_rows = o.max_logit_rows,
                                             .max_positions = o.max_model_len,
                                             .progress = o.progress}));
+  o.progress = nullptr;
   checkpoint_bytes_read_ = loader->bytes_read();
   ASSIGN_OR_RETURN(kv_, KvCache::Create(*device_, {.layers = decoder_->layers().size(),
                                                    .pages = o.num_pages,
@@ -92,7 +93,7 @@ absl::Status Worker::LoadShard(const std::string& model_dir) {
                                                  {o.max_num_batched_tokens, config_.hidden_size}));
   }
   if (groups_.last_stage()) {
-    sampler_.emplace(groups_.tp.get(), decoder_->vocabulary());
+    sampler_.emplace(groups_.tp.get(), decoder_->vocabulary(), config_.vocab_size);
     ASSIGN_OR_RETURN(logits_, Tensor::Create(*device_, DType::kF32,
                                              {o.max_logit_rows, decoder_->vocabulary().size()}));
   }
@@ -150,8 +151,13 @@ StepResult Worker::SampleRows(const StepPlan& plan, const Batch& batch, TensorVi
   }
   CHECK(rows.empty() || !evaluation) << "sampling and evaluation in one step";
   if (!rows.empty()) {
-    result.sampled =
+    auto sampled =
         sampler_->Sample(*stream_, logits.Rows(0, static_cast<int64_t>(rows.size())), rows);
+    if (sampled.ok()) {
+      result.sampled = *std::move(sampled);
+    } else {
+      result.error = std::string(sampled.status().message());
+    }
   } else {
     result.logits = CollectLogits(logits.Rows(0, batch.logit_count()));
   }

@@ -30,7 +30,7 @@ struct WorkerOptions {
   int64_t page_size = 16;                // tokens of a KV page
   int64_t num_pages = 0;                 // 0 = room for max_num_seqs sequences of max_model_len
   int64_t max_logit_rows = 0;            // 0 = max_num_seqs
-  std::function<void(int64_t bytes_read)> progress;
+  std::function<void(int64_t bytes, int64_t total)> progress;
 };
 
 class Worker {

@@ -100,7 +100,11 @@ void OneDnnBench(benchmark::State& state, DType dtype, int64_t n, int64_t k) {
   const memory::desc x_desc({rows, k}, type, memory::format_tag::ab),
       y_desc({rows, n}, type, memory::format_tag::ab);
   const memory::desc w_desc({k, n}, type, memory::format_tag::any);
+#if DNNL_VERSION_MAJOR >= 3
+  const dnnl::matmul::primitive_desc desc(engine, x_desc, w_desc, y_desc);
+#else
   const dnnl::matmul::primitive_desc desc(dnnl::matmul::desc(x_desc, w_desc, y_desc), engine);
+#endif
   const dnnl::matmul matmul(desc);
   const Tensor x = Filled(dtype, {rows, k}), weight = Filled(dtype, {n, k});
   const Tensor y = Ok(Tensor::Create(*bench->device, dtype, {rows, n}));

@@ -82,12 +82,41 @@ expect 1 'cannot be read: Is a directory' $(ranks 2) eval "$model" --text "$work
 expect 1 '"dog\\x01" is not a token id' "$trireme" eval "$model" --ids <(printf '1,dog\001 ,5')
 expect 1 'two tokens' $(ranks 2) eval "$model" --ids /dev/null
 expect 1 'save .*nowhere' $(ranks 2) bench latency "$model" --save "$work/nowhere/x"
-expect 1 'no room|4000 tokens' $(ranks 2) bench latency "$model" --input-len 4000
+expect 2 'input-len 4000' $(ranks 2) bench latency "$model" --input-len 4000
 expect 2 'one page' $(ranks 2) generate "$model" --prompt x --kv-cache-memory 10
 expect 1 'prompts.txt' "$trireme" generate "$model" --prompts "$work/prompts.txt"
 printf '{"prompt": "a", "temprature": 1}\n' >"$work/p.jsonl"
 expect 1 'p.jsonl:1.*temprature' "$trireme" generate "$model" --prompts "$work/p.jsonl"
 expect 1 'standard output' bash -c "'$trireme' generate '$model' --prompt x --max-tokens 5 >/dev/full"
+
+# A leader that gives up while steps or other replicas' answers are on their way leaves nobody waiting.
+expect 1 'standard output' $mpiexec -np 2 bash -c "exec '$trireme' generate '$model' --pp 2 --prompt a --prompt b --max-tokens 50 >/dev/full"
+printf '{"prompt":"a","max_tokens":2}\n{"prompt":"b","max_tokens":500,"ignore_eos":true}\n' >"$work/dp.jsonl"
+expect 1 'standard output' $mpiexec -np 2 bash -c "exec '$trireme' generate '$model' --dp 2 --prompts '$work/dp.jsonl' >/dev/full"
+printf '{"prompt":"a","max_tokens":4}\n{"prompt":"b","max_tokens":200}\n' >"$work/dp.jsonl"
+expect 1 'needs 13 KV pages' $(ranks 2) generate "$model" --dp 2 --prompts "$work/dp.jsonl" --kv-cache-memory 40KiB
+expect 0 'prefill 4 tokens' $(ranks 2) generate "$model" --dp 2 --prompt a --prompt b --max-tokens 4
+
+# Numbers at the edge of their types.
+printf '{"prompt":"a","max_tokens":9223372036854775807}\n' >"$work/p.jsonl"
+expect 1 'max_tokens' "$trireme" generate "$model" --prompts "$work/p.jsonl"
+printf '{"prompt_ids":[1,4294967699]}\n' >"$work/p.jsonl"
+expect 1 'prompt_ids' "$trireme" generate "$model" --prompts "$work/p.jsonl"
+printf '{"prompt":"a","temperature":true}\n' >"$work/p.jsonl"
+expect 1 'temperature' "$trireme" generate "$model" --prompts "$work/p.jsonl"
+expect 0 'first token' $(ranks 2) generate "$model" --tp 2 --prompt x --max-tokens 4 --temperature 1 --top-k 2000000000
+expect 2 'ranks' "$trireme" inspect "$model" --tp 2 --dp 2147483647
+expect 2 'max-model-len 1' "$trireme" eval "$model" --ids /dev/null --max-model-len 1
+
+# Flags that would have no effect.
+expect 2 'json' "$trireme" generate "$model" --prompt x --logprobs 2
+expect 2 'echo' "$trireme" generate "$model" --prompt x --echo --json
+
+# bench: the baseline is read before it is overwritten.
+expect 0 'tokens_per_s' "$trireme" bench latency "$model" --input-len 8 --output-len 4 --warmup 0 --iterations 1 --save "$work/bench.json"
+sed -i 's/"\(prefill_\|decode_\|\)tokens_per_s": [0-9.e+]*/"\1tokens_per_s": 1e12/' "$work/bench.json"
+expect 1 'slower than .*bench.json' "$trireme" bench latency "$model" --input-len 8 --output-len 4 --warmup 0 --iterations 1 --save "$work/bench.json" --compare "$work/bench.json"
+expect 2 'input-len' $(ranks 2) bench latency "$model" --input-len 500 --output-len 100
 
 # Broken checkpoints; every rank stops with the same one line.
 broken() { rm -rf "$work/m"; mkdir "$work/m"; cp "$model"/config.json "$model"/tokenizer.json "$model"/model.safetensors "$work/m"; }
@@ -107,6 +136,8 @@ broken; { printf '\377\377\377\377\377\377\377\177'; tail -c +9 "$model/model.sa
 expect 1 'model.safetensors: says its header has 9223372036854775807 bytes' $(ranks 2) generate "$work/m" --prompt x
 broken; sed -i 's/"dtype":"F32"/"dtype":"Q32"/' "$work/m/model.safetensors"
 expect 1 'dtype' $(ranks 2) generate "$work/m" --prompt x
+broken; printf '\377\377\377\177\377\377\377\177' | dd of="$work/m/model.safetensors" bs=1 conv=notrunc seek=$(($(stat -c %s "$model/model.safetensors") - 256)) 2>/dev/null  # NaN in the final norm
+expect 1 'no finite logit' $(ranks 2) generate "$work/m" --tp 2 --prompt x
 broken; printf '{"weight_map": {"model.norm.weight": "absent.safetensors"}}' >"$work/m/model.safetensors.index.json"; rm "$work/m/model.safetensors"
 expect 1 'absent.safetensors' $(ranks 2) generate "$work/m" --prompt x
 broken; rm "$work/m/tokenizer.json"; echo x >"$work/m/tokenizer.model"

@@ -190,7 +190,7 @@ TEST_P(GoldenTest, GreedyTokensInAnyBatchAndLayout) {
                                   })
                           .ok());
         }
-        while (engine.Step()) {
+        while (engine.Step().value()) {
         }
         for (size_t i = 0; i < prompts.size(); ++i) {
           EXPECT_EQ(got[i], prompts[i].expected)
@@ -232,10 +232,10 @@ TEST_P(GoldenTest, SeededSamplingIsTheSameAloneAndInCompany) {
                                     out[token.request_id].push_back(token.sampled.token);
                                   })
                           .ok());
-          while (round == 1 && engine.Step()) {
+          while (round == 1 && engine.Step().value()) {
           }
         }
-        while (engine.Step()) {
+        while (engine.Step().value()) {
         }
       }
       EXPECT_EQ(company, alone) << NameOf(topology);

@@ -72,11 +72,13 @@ class SamplerTest : public ::testing::Test {
     std::vector<float> shard;
     for (const auto& row : logits)
       shard.insert(shard.end(), row.begin() + mine.begin, row.begin() + mine.end);
-    Sampler sampler(groups_.tp.get(), mine);
-    return sampler.Sample(
+    Sampler sampler(groups_.tp.get(), mine, static_cast<int64_t>(logits[0].size()));
+    auto sampled = sampler.Sample(
         device_.stream(),
         TensorView(shard.data(), DType::kF32, {static_cast<int64_t>(rows.size()), mine.size()}),
         rows);
+    EXPECT_TRUE(sampled.ok()) << sampled.status();
+    return sampled.value();
   }
   TestDevice device_;
   ProcessGroups groups_;
