@@ -2,8 +2,11 @@
 # The command line as a user sees it: what it prints, its exit status, and one clear line for every bad input.
 # Usage: cli_test.sh TRIREME MPIEXEC MODELS_DIR    (MODELS_DIR holds stories260K)
 set -u
-trireme=$1 mpiexec=$2 model=$3/stories260K
+mpiexec=$2
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
+# Names without spaces, wherever the repository lies.
+ln -s "$1" "$work/trireme"; trireme=$work/trireme
+ln -s "$3/stories260K" "$work/stories260K"; model=$work/stories260K
 passed=0 failed=0
 
 fail() { printf 'FAILED: %s\n' "$*"; failed=$((failed + 1)); }
@@ -73,6 +76,8 @@ expect 2 'temperature' "$trireme" generate "$model" --prompt x --temperature -1
 expect 2 'top-p' "$trireme" generate "$model" --prompt x --top-p 0
 expect 2 'dtype' "$trireme" generate "$model" --prompt x --dtype int3
 expect 1 'device' "$trireme" generate "$model" --prompt x --device tpu
+# Unless this machine could do it.
+[ -e /dev/nvidia0 ] || expect 1 'no CUDA backend|no NVIDIA driver' $(ranks 2) generate "$model" --prompt x --device cuda
 expect 1 'vocabulary' "$trireme" generate "$model" --prompt-ids 1,512
 expect 1 'not a token id' "$trireme" generate "$model" --prompt-ids 1,x
 expect 1 'UTF-8' "$trireme" generate "$model" --prompt "$(printf 'a\xff')"
