@@ -15,11 +15,12 @@ add_library(sentencepiece INTERFACE)
 target_link_libraries(sentencepiece INTERFACE ${SENTENCEPIECE_LIBRARY})
 target_include_directories(sentencepiece SYSTEM INTERFACE ${SENTENCEPIECE_INCLUDE_DIR})
 
-# Abseil, statically: its shared form is 64 libraries and 4 ms of start-up.
+# Abseil, statically: its shared form is 64 libraries and 4 ms of start-up. The CUDA module needs that form, though: the
+# archives are not position-independent.
 find_package(absl REQUIRED)
 get_property(_targets DIRECTORY PROPERTY IMPORTED_TARGETS)
 foreach(_target IN LISTS _targets)
-  if(_target MATCHES "^absl::")
+  if(_target MATCHES "^absl::" AND NOT TRIREME_CUDA)
     get_target_property(_location ${_target} IMPORTED_LOCATION_NONE)
     if(_location MATCHES "\\.so")
       string(REGEX REPLACE "\\.so[.0-9]*$" ".a" _archive "${_location}")

@@ -14,7 +14,9 @@ std::string& Prefix() {
 }  // namespace
 
 void SetFatalHandler(FatalHandler handler) { g_handler.store(handler); }
+FatalHandler CurrentFatalHandler() { return g_handler.load(); }
 void SetFatalPrefix(const std::string& prefix) { Prefix() = prefix; }
+const std::string& FatalPrefix() { return Prefix(); }
 
 void Fatal(const char* file, int line, const std::string& message) {
   std::fprintf(stderr, "trireme: %s%s%s:%d: %s\n", Prefix().c_str(), Prefix().empty() ? "" : ": ",

@@ -14,8 +14,11 @@ namespace trireme {
 using FatalHandler = void (*)();
 void SetFatalHandler(FatalHandler handler);
 
+FatalHandler CurrentFatalHandler();
+
 // Shown in front of every fatal line, e.g. "rank 3 (node7)". Not thread-safe: set once at start-up.
 void SetFatalPrefix(const std::string& prefix);
+const std::string& FatalPrefix();
 
 [[noreturn]] void Fatal(const char* file, int line, const std::string& message);
 

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/cpu_device.h"
+#include "kernels/cuda_module.h"
 #include "kernels/status.h"
 
 namespace trireme {
@@ -13,8 +14,9 @@ constexpr size_t kAlignment = 256;
 
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const DeviceOptions& options) {
   if (options.name == "cpu") return NewCpuDevice(options.threads);
+  if (options.name == "cuda") return OpenCudaModuleDevice(options);
   return absl::InvalidArgumentError(
-      absl::StrCat("--device ", options.name, ": this build has no such device; available: cpu"));
+      absl::StrCat("--device ", options.name, ": no such device; there are cpu and cuda"));
 }
 
 absl::StatusOr<Tensor> Tensor::Create(Device& device, DType dtype, Shape shape) {

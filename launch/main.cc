@@ -48,7 +48,7 @@ void AddModelFlags(CLI::App* app, ModelFlags* flags) {
 void AddRunFlags(CLI::App* app, ModelFlags* flags) {
   AddModelFlags(app, flags);
   app->option_defaults()->group("Memory and batching");
-  app->add_option("--device", flags->device, "auto or cpu")->capture_default_str();
+  app->add_option("--device", flags->device, "auto, cpu or cuda")->capture_default_str();
   app->add_option("--threads", flags->threads,
                   "Threads a rank (default: cores of the host / ranks on it)")
       ->check(CLI::PositiveNumber);

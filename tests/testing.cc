@@ -7,6 +7,9 @@
 
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/isa.h"
+#if defined(TRIREME_HOST_CUDA)
+#include "tests/host_cuda/device.h"
+#endif
 
 namespace trireme {
 namespace {
@@ -41,10 +44,15 @@ double RandomValue(uint64_t seed, uint64_t i) {
   return static_cast<double>(z >> 11) * 0x1p-52 - 1.0;
 }
 
-TestDevice::TestDevice(int threads) {
-  auto device = OpenDevice({.name = "cpu", .threads = threads});
-  CHECK(device.ok()) << device.status().ToString();
-  device_ = std::move(device).value();
+TestDevice::TestDevice(const DeviceCase& device_case) {
+#if defined(TRIREME_HOST_CUDA)
+  if (device_case.host_cuda) device_ = NewHostCudaDevice();
+#endif
+  if (device_ == nullptr) {
+    auto device = OpenDevice({.name = "cpu", .threads = device_case.threads});
+    CHECK(device.ok()) << device.status().ToString();
+    device_ = std::move(device).value();
+  }
   auto stream = device_->NewStream();
   CHECK(stream.ok()) << stream.status().ToString();
   stream_ = std::move(stream).value();
@@ -73,6 +81,9 @@ std::vector<DeviceCase> DeviceCases() {
   std::vector<DeviceCase> cases = {{1, 0, std::string(cpu::IsaAt(0).name) + "_1thread"}};
   for (int i = 0; i < cpu::IsaCount(); ++i)
     cases.push_back({2, i, std::string(cpu::IsaAt(i).name) + "_2threads"});
+#if defined(TRIREME_HOST_CUDA)
+  cases.push_back({.threads = 1, .isa = 0, .name = "host_cuda", .host_cuda = true});
+#endif
   return cases;
 }
 
@@ -88,9 +99,7 @@ std::string CaseName(const ::testing::TestParamInfo<KernelCase>& info) {
   return info.param.device.name + "_" + Name(info.param.dtype);
 }
 
-KernelTest::KernelTest() : device_(GetParam().device.threads) {
-  cpu::UseIsa(GetParam().device.isa);
-}
+KernelTest::KernelTest() : device_(GetParam().device) { cpu::UseIsa(GetParam().device.isa); }
 KernelTest::~KernelTest() { cpu::UseIsa(0); }
 
 std::vector<double> ToDoubles(ConstTensorView view) {

@@ -18,10 +18,24 @@ namespace trireme {
 // matters.
 double RandomValue(uint64_t seed, uint64_t i);
 
+// A way to run the ops: on the CPU threads and an instruction set's loops, or the CUDA backend's
+// kernels in the emulator of tests/host_cuda.
+struct DeviceCase {
+  int threads = 1;
+  int isa = 0;
+  std::string name;
+  bool host_cuda = false;
+};
+// All instruction sets of this processor with two threads, the best one with one, and the emulator
+// where the build found CUDA's headers.
+std::vector<DeviceCase> DeviceCases();
+
 // A device under test and its stream.
 class TestDevice {
  public:
-  explicit TestDevice(int threads = 1);
+  explicit TestDevice(int threads = 1)
+      : TestDevice(DeviceCase{.threads = threads, .name = "cpu"}) {}
+  explicit TestDevice(const DeviceCase& device);
   Stream& stream() const { return *stream_; }
   Device& device() const { return *device_; }
 
@@ -35,15 +49,6 @@ class TestDevice {
   std::unique_ptr<Device> device_;
   std::unique_ptr<Stream> stream_;
 };
-
-// A way to run the ops: threads and, on the CPU, which instruction set's loops.
-struct DeviceCase {
-  int threads = 1;
-  int isa = 0;
-  std::string name;
-};
-// All instruction sets of this processor with two threads, and the best one with one.
-std::vector<DeviceCase> DeviceCases();
 
 // Every (device case, activation dtype). The fixture opens the device and selects the instruction
 // set.

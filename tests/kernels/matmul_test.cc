@@ -62,7 +62,8 @@ TEST_P(MatMulTest, StridedInputAndOutputLeaveTheirNeighboursAlone) {
 }
 
 TEST_P(MatMulTest, ARowsBitsDoNotDependOnTheBatchOrTheThreads) {
-  constexpr int64_t kN = 333, kK = 2500;
+  constexpr int64_t kN = 333;
+  const int64_t kK = GetParam().device.host_cuda ? 72 : 2500;  // the emulator is slow
   const Tensor x = device_.Random(dtype(), {210, kK}, 7), w = device_.Random(dtype(), {kN, kK}, 8);
   const auto packed = Pack(w, dtype());
   const Tensor whole = device_.Zeros(DType::kF32, {210, kN});
@@ -74,6 +75,7 @@ TEST_P(MatMulTest, ARowsBitsDoNotDependOnTheBatchOrTheThreads) {
       ExpectSameBits(part.view(), whole.view().Rows(first, rows));
     }
   }
+  if (GetParam().device.host_cuda) return;  // it has no threads to differ in
   const TestDevice alone(1), three(3);
   for (const TestDevice* other : {&alone, &three}) {
     const auto other_packed = PackLinear(other->stream(), w.view(), dtype());

@@ -1,0 +1,39 @@
+// The CUDA backend's ops as the op table wants them, and the stream behind them. Internal to
+// kernels/cuda and to the emulator's device in tests/host_cuda.
+#pragma once
+
+#include "kernels/cuda/gpu.h"
+#include "kernels/device.h"
+#include "kernels/op_table.h"
+
+namespace trireme::cuda {
+
+extern const OpTable kOps;
+
+// The device's own handle of a stream whose op table is kOps; each device defines it.
+gpu::StreamHandle NativeHandle(Stream& stream);
+
+void Embedding(Stream&, ConstTensorView token_ids, const LinearWeight& table, int64_t vocab_begin,
+               TensorView out);
+void RmsNorm(Stream&, ConstTensorView x, ConstTensorView weight, float eps, TensorView out);
+void AddRmsNorm(Stream&, TensorView residual, ConstTensorView delta, ConstTensorView weight,
+                float eps, TensorView out);
+void Add(Stream&, TensorView x, ConstTensorView delta);
+void SiluAndMul(Stream&, ConstTensorView gate_up, TensorView out);
+void GatherRows(Stream&, ConstTensorView x, ConstTensorView indices, TensorView out);
+void RopeAndStoreKv(Stream&, TensorView qkv, ConstTensorView positions,
+                    ConstTensorView slot_mapping, const RopeParams& rope, int64_t q_heads,
+                    const PagedKv& kv);
+void PagedAttention(Stream&, ConstTensorView q, const PagedKv& kv, ConstTensorView cu_q_lens,
+                    ConstTensorView kv_lens, const AttentionShape& shape, TensorView out);
+void MatMul(Stream&, ConstTensorView x, const LinearWeight& w, ConstTensorView bias, TensorView y);
+absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream&, int64_t n, int64_t k,
+                                                             DType dtype, const RowSource& source);
+
+// Row-major, as it came.
+class RowMajorLinear final : public LinearWeight {
+ public:
+  Buffer buffer;
+};
+
+}  // namespace trireme::cuda

@@ -1,0 +1,167 @@
+// The one CUDA header that kernels include. The same source then compiles with nvcc for the device
+// and with a host compiler for the emulator in tests/host_cuda, whose header the build names in
+// TRIREME_HOST_CUDA. Everything that has no portable CUDA C++ spelling (launch, shared memory, PTX)
+// is wrapped here, and PTX is nowhere else.
+//
+// Kernels that both sides take: no <<<>>> and no asm outside this file, shared memory through the
+// two macros, every thread reaches every barrier, full-warp masks, no cooperative groups.
+#pragma once
+
+#include "kernels/check.h"
+
+#if !defined(TRIREME_HOST_CUDA)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#else
+#include TRIREME_HOST_CUDA
+#endif
+
+// GPU_SHARED(name, type): block-wide variable, e.g. GPU_SHARED(part, float[32]).
+// GPU_DYNAMIC_SHARED(name, type): typed view of the dynamic shared memory.
+#if !defined(TRIREME_HOST_CUDA)
+#define GPU_SHARED(name, ...)   \
+  using name##_t = __VA_ARGS__; \
+  __shared__ __align__(128) name##_t name
+#define GPU_DYNAMIC_SHARED(name, ...)                          \
+  extern __shared__ __align__(1024) unsigned char gpu_smem_[]; \
+  __VA_ARGS__* name = reinterpret_cast<__VA_ARGS__*>(gpu_smem_)
+#else
+#define GPU_SHARED(name, ...)        \
+  using name##_t = __VA_ARGS__;      \
+  static const char name##_tag_ = 0; \
+  name##_t& name = *static_cast<name##_t*>(host_cuda::StaticShared(&name##_tag_, sizeof(name##_t)))
+#define GPU_DYNAMIC_SHARED(name, ...) \
+  auto* name = static_cast<__VA_ARGS__*>(host_cuda::DynamicShared())
+#endif
+
+namespace gpu {
+
+#if !defined(TRIREME_HOST_CUDA)
+
+using StreamHandle = cudaStream_t;
+
+#if defined(__CUDACC__)  // the backend's host sources need no more than the handle
+
+struct Config {
+  dim3 grid, block;
+  size_t dynamic_smem = 0;
+  StreamHandle stream = nullptr;
+};
+// Enqueues the kernel. A launch that the device refuses is our fault.
+template <class... P, class... A>
+void Launch(const Config& c, void (*kernel)(P...), A&&... args) {
+  if (c.dynamic_smem > 48 << 10) {
+    cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                         cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         static_cast<int>(c.dynamic_smem));
+  }
+  kernel<<<c.grid, c.block, c.dynamic_smem, c.stream>>>(static_cast<P>(args)...);
+  const cudaError_t error = cudaGetLastError();
+  CHECK(error == cudaSuccess) << "kernel launch: " << cudaGetErrorString(error);
+}
+
+__device__ inline int LaneId() {
+  return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) & 31;
+}
+__device__ inline uint32_t SmemAddress(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// d += a * b for one 16x8x16 tile, fp32 accumulators (sm_80 and later). The fragments are those of
+// the PTX manual, "Matrix fragments for mma.m16n8k16".
+__device__ inline void Mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                           __nv_bfloat16 /*element type*/) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+__device__ inline void Mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __half) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// Four 8x8 b16 matrices; lane l gives the address of row l%8 of matrix l/8.
+__device__ inline void LdMatrixX4(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(SmemAddress(row))
+               : "memory");
+}
+__device__ inline void LdMatrixX4Trans(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(SmemAddress(row))
+               : "memory");
+}
+// 16 bytes global to shared, the last 16 - valid of them zero.
+__device__ inline void CpAsync16(void* dst, const void* src, int valid = 16) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SmemAddress(dst)), "l"(src),
+               "r"(valid)
+               : "memory");
+}
+__device__ inline void CpAsyncCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kNewestLeft>
+__device__ inline void CpAsyncWait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kNewestLeft) : "memory");
+}
+// Barrier `id` (1..15) among `count` threads of the block.
+__device__ inline void NamedBarrier(int id, int count) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(count) : "memory");
+}
+
+#endif  // __CUDACC__
+
+#else
+
+using StreamHandle = void*;
+using host_cuda::Config;
+using host_cuda::LaneId;
+using host_cuda::Launch;
+
+inline void Mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __nv_bfloat16,
+                HC_LOC) {
+  host_cuda::Mma(d, a, b, /*bf16=*/true, loc);
+}
+inline void Mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __half, HC_LOC) {
+  host_cuda::Mma(d, a, b, /*bf16=*/false, loc);
+}
+inline void LdMatrixX4(uint32_t (&r)[4], const void* row, HC_LOC) {
+  host_cuda::LdMatrix(r, *static_cast<const uint4*>(row), 4, false, loc);
+}
+inline void LdMatrixX4Trans(uint32_t (&r)[4], const void* row, HC_LOC) {
+  host_cuda::LdMatrix(r, *static_cast<const uint4*>(row), 4, true, loc);
+}
+inline void CpAsync16(void* dst, const void* src, int valid = 16) {
+  host_cuda::AsyncCopy(dst, src, 16, valid);
+}
+inline void CpAsyncCommit() { host_cuda::AsyncCommit(); }
+template <int kNewestLeft>
+void CpAsyncWait() {
+  host_cuda::AsyncWait(kNewestLeft);
+}
+inline void NamedBarrier(int id, int count, HC_LOC) { host_cuda::BlockBarrier(id, count, loc); }
+
+#endif
+
+// Portable pieces on top.
+#if defined(__CUDACC__) || defined(TRIREME_HOST_CUDA)
+template <class T>
+__device__ inline T WarpSum(T v) {
+  for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);
+  return v;
+}
+template <class T>
+__device__ inline T WarpMax(T v) {
+  for (int o = 16; o > 0; o >>= 1) v = max(v, __shfl_xor_sync(0xffffffffu, v, o));
+  return v;
+}
+#endif
+
+}  // namespace gpu

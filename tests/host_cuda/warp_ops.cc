@@ -1,0 +1,188 @@
+// What kernels reach through the CUDA names: barriers, shuffles, votes, tensor cores, asynchronous
+// copies, shared memory.
+#include <bit>
+#include <cstring>
+
+#include "tests/host_cuda/block_engine.h"
+
+namespace host_cuda {
+namespace {
+
+struct ShuffleSlot {
+  void* value;
+  uint32_t bytes;
+  int src;
+  bool bad;
+  alignas(16) unsigned char out[16];
+};
+template <size_t kBytes>
+void Move(void* dst, const void* src) {
+  __builtin_memcpy(dst, src, kBytes);
+}  // inlined: TSan does not see it
+void MoveBytes(void* dst, const void* src, size_t bytes) {
+  switch (bytes) {
+    case 1:
+      return Move<1>(dst, src);
+    case 2:
+      return Move<2>(dst, src);
+    case 4:
+      return Move<4>(dst, src);
+    case 8:
+      return Move<8>(dst, src);
+    case 12:
+      return Move<12>(dst, src);
+    default:
+      return Move<16>(dst, src);
+  }
+}
+
+float ToFloat(uint32_t bits, bool bf16) {
+  if (bf16) return std::bit_cast<float>(bits << 16);
+  __half_raw raw;
+  raw.x = static_cast<uint16_t>(bits);
+  return __half2float(__half(raw));
+}
+
+}  // namespace
+
+void Fail(const std::string& what, Loc loc) { BlockEngine::Get().FailHere(what, loc); }
+int LaneId() { return BlockEngine::Get().current().lane; }
+void BlockBarrier(int id, int count, Loc loc) { BlockEngine::Get().Barrier(id, count, loc); }
+
+void WarpBarrier(uint32_t mask, Loc loc) { BlockEngine::Get().WarpSync(mask, loc); }
+
+void Shuffle(uint32_t mask, void* inout, size_t bytes, int src_lane, Loc loc) {
+  ShuffleSlot slot{inout, static_cast<uint32_t>(bytes), src_lane & 31, false, {}};
+  BlockEngine& e = BlockEngine::Get();
+  e.Collective(
+      [](void** slots, uint32_t lanes) {
+        for (int pass = 0; pass < 2; ++pass)
+          for (uint32_t m = lanes; m; m &= m - 1) {
+            auto& me = *static_cast<ShuffleSlot*>(slots[std::countr_zero(m)]);
+            if (pass == 1) {
+              MoveBytes(me.value, me.out, me.bytes);
+              continue;
+            }
+            auto* from = static_cast<ShuffleSlot*>(slots[me.src]);
+            me.bad = !from;  // the source lane has exited or is not in the mask
+            if (from) MoveBytes(me.out, from->value, me.bytes);
+          }
+      },
+      mask, &slot, loc);
+  if (slot.bad) e.FailHere("shuffle reads a lane that does not take part", loc);
+}
+
+uint32_t Ballot(uint32_t mask, bool predicate, Loc loc) {
+  struct Slot {
+    bool predicate;
+    uint32_t result;
+  } slot{predicate, 0};
+  BlockEngine::Get().Collective(
+      [](void** slots, uint32_t lanes) {
+        uint32_t bits = 0;
+        for (uint32_t m = lanes; m; m &= m - 1)
+          if (static_cast<Slot*>(slots[std::countr_zero(m)])->predicate) bits |= m & -m;
+        for (uint32_t m = lanes; m; m &= m - 1)
+          static_cast<Slot*>(slots[std::countr_zero(m)])->result = bits;
+      },
+      mask, &slot, loc);
+  return slot.result;
+}
+
+// PTX ISA, "Matrix fragments for mma.m16n8k16": g = lane / 4, t = lane % 4.
+void Mma(float d[4], const uint32_t a[4], const uint32_t b[2], bool bf16, Loc loc) {
+  struct Slot {
+    float* d;
+    const uint32_t *a, *b;
+    bool bf16, done;
+  } slot{d, a, b, bf16, false};
+  BlockEngine::Get().Collective(
+      [](void** slots, uint32_t lanes) {
+        if (lanes != 0xffffffffu) return;
+        alignas(32) float A[16][16], B[16][8], D[16][8];
+        for (int lane = 0; lane < 32; ++lane) {
+          const Slot& s = *static_cast<Slot*>(slots[lane]);
+          const int g = lane / 4, t = lane % 4 * 2;
+          for (int i = 0; i < 4; ++i) {
+            const int row = g + i % 2 * 8, k = t + i / 2 * 8;
+            A[row][k] = ToFloat(s.a[i] & 0xffff, s.bf16),
+            A[row][k + 1] = ToFloat(s.a[i] >> 16, s.bf16);
+            D[row][t + 0] = s.d[i % 2 * 2], D[row][t + 1] = s.d[i % 2 * 2 + 1];
+          }
+          for (int i = 0; i < 2; ++i)
+            B[t + i * 8][g] = ToFloat(s.b[i] & 0xffff, s.bf16),
+                      B[t + i * 8 + 1][g] = ToFloat(s.b[i] >> 16, s.bf16);
+        }
+        for (int i = 0; i < 16; ++i)
+          for (int k = 0; k < 16; ++k)
+            for (int j = 0; j < 8; ++j) D[i][j] += A[i][k] * B[k][j];
+        for (int lane = 0; lane < 32; ++lane) {
+          const Slot& s = *static_cast<Slot*>(slots[lane]);
+          for (int i = 0; i < 4; ++i) s.d[i] = D[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+          static_cast<Slot*>(slots[lane])->done = true;
+        }
+      },
+      0xffffffffu, &slot, loc);
+  if (!slot.done) Fail("mma by an incomplete warp", loc);
+}
+
+void LdMatrix(uint32_t* r, uint4 row, int count, bool transpose, Loc loc) {
+  struct Slot {
+    uint32_t* r;
+    uint16_t row[8];
+    int count;
+    bool transpose, done;
+  } slot{r, {}, count, transpose, false};
+  Move<16>(slot.row, &row);
+  BlockEngine::Get().Collective(
+      [](void** slots, uint32_t lanes) {
+        if (lanes != 0xffffffffu) return;
+        for (int lane = 0; lane < 32; ++lane) {
+          Slot& me = *static_cast<Slot*>(slots[lane]);
+          me.done = true;
+          for (int m = 0; m < me.count; ++m) {
+            auto at = [&](int i, int j) -> uint32_t {
+              return static_cast<Slot*>(slots[m * 8 + i])->row[j];
+            };
+            const int g = lane / 4, t = lane % 4 * 2;
+            me.r[m] = me.transpose ? at(t, g) | at(t + 1, g) << 16 : at(g, t) | at(g, t + 1) << 16;
+          }
+        }
+      },
+      0xffffffffu, &slot, loc);
+  if (!slot.done) Fail("ldmatrix by an incomplete warp", loc);
+}
+
+void AsyncCopy(void* dst, const void* src, size_t bytes, size_t valid) {
+  BlockEngine& e = BlockEngine::Get();
+  if (reinterpret_cast<uintptr_t>(dst) % bytes ||
+      (valid && reinterpret_cast<uintptr_t>(src) % bytes))
+    e.FailHere("cp.async address not aligned", Loc::current());
+  std::memset(dst, 0xff, bytes);  // until it is waited for
+  e.current().copies.push_back({dst, src, bytes, valid});
+}
+void AsyncCommit() {
+  CudaThread& t = BlockEngine::Get().current();
+  t.groups.push_back(t.copies.size());
+}
+void AsyncWait(int newest_left) {
+  CudaThread& t = BlockEngine::Get().current();
+  const int done = static_cast<int>(t.groups.size()) - newest_left;
+  if (done <= 0) return;
+  const size_t end = t.groups[done - 1];
+  for (size_t i = 0; i < end; ++i) {
+    const PendingCopy& c = t.copies[i];
+    std::memcpy(c.dst, c.src, c.valid);
+    std::memset(static_cast<char*>(c.dst) + c.valid, 0, c.bytes - c.valid);
+  }
+  t.copies.erase(t.copies.begin(), t.copies.begin() + end);
+  t.groups.erase(t.groups.begin(), t.groups.begin() + done);
+  for (size_t& g : t.groups) g -= end;
+}
+
+void* DynamicShared() { return BlockEngine::Get().DynamicShared(); }
+void* StaticShared(const void* tag, size_t bytes) {
+  return BlockEngine::Get().StaticShared(tag, bytes);
+}
+
+}  // namespace host_cuda
