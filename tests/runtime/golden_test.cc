@@ -8,9 +8,9 @@
 #include <cmath>
 #include <fstream>
 
-#include "models/safetensors.h"
 #include "nlohmann/json.hpp"
 #include "runtime/engine.h"
+#include "tests/golden_logits.h"
 #include "tests/parallel/world.h"
 #include "tests/testing.h"
 
@@ -37,30 +37,6 @@ std::vector<GoldenPrompt> ReadGreedy(const std::string& dir) {
     out.push_back({entry["name"], entry["prompt_ids"], entry["new_ids"], entry["gap"]});
   }
   EXPECT_FALSE(out.empty());
-  return out;
-}
-
-struct GoldenLogits {
-  std::string name;
-  std::vector<TokenId> ids;
-  std::vector<float> logits;  // [T, V]
-};
-
-std::vector<GoldenLogits> ReadLogits(const std::string& dir) {
-  const auto file = SafetensorsFile::Open(dir + "/golden/logits.safetensors").value();
-  std::vector<GoldenLogits> out;
-  for (const auto& [name, entry] : file->header().tensors) {
-    const size_t dot = name.find(".logits");
-    if (dot == std::string::npos) continue;
-    GoldenLogits golden{name.substr(0, dot), {}, {}};
-    golden.logits.resize((entry.end - entry.begin) / sizeof(float));
-    EXPECT_TRUE(file->Read(entry.begin, entry.end - entry.begin, golden.logits.data()).ok());
-    const TensorEntry& ids = file->header().tensors.at(golden.name + ".input_ids");
-    std::vector<int64_t> wide((ids.end - ids.begin) / sizeof(int64_t));
-    EXPECT_TRUE(file->Read(ids.begin, ids.end - ids.begin, wide.data()).ok());
-    golden.ids.assign(wide.begin(), wide.end());
-    out.push_back(std::move(golden));
-  }
   return out;
 }
 
@@ -121,7 +97,7 @@ void ExpectLogits(Engine& engine, const GoldenLogits& golden, double tolerance,
 }
 
 TEST_P(GoldenTest, LogitsOfEveryPositionWholeAndTokenByToken) {
-  const std::vector<GoldenLogits> all = ReadLogits(GoldenModel(GetParam()));
+  const std::vector<GoldenLogits> all = ReadGoldenLogits(GoldenModel(GetParam()));
   ASSERT_FALSE(all.empty());
   for (const Topology& topology : LayoutsOf(World().size())) {
     if (!Fits(topology)) continue;
@@ -151,7 +127,7 @@ TEST_P(GoldenTest, LogitsInBf16) {
                       : name == "tiny-llama3" ? 0.31
                       : name == "tiny-qwen2"  ? 0.38
                                               : 0.46;
-  const std::vector<GoldenLogits> all = ReadLogits(GoldenModel(GetParam()));
+  const std::vector<GoldenLogits> all = ReadGoldenLogits(GoldenModel(GetParam()));
   for (const Topology& topology : LayoutsOf(World().size())) {
     if (!Fits(topology)) continue;
     WorkerOptions options;

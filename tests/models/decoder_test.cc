@@ -1,0 +1,141 @@
+// A whole decoder on every kind of device, the CUDA backend's kernels in the emulator among them:
+// golden logits, a prompt in two chunks. tests/runtime/golden_test.cc does the same through the
+// engine, in all layouts.
+#include "models/decoder.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "kernels/cpu/isa.h"
+#include "models/kv_cache.h"
+#include "models/weights.h"
+#include "parallel/process_groups.h"
+#include "tests/golden_logits.h"
+#include "tests/testing.h"
+
+namespace trireme {
+namespace {
+
+constexpr double kF32Tolerance = 1e-3;  // tests/golden/README.md
+
+// One sequence alone in a cache of one page after the other.
+class OneSequence {
+ public:
+  OneSequence(const TestDevice& device, const Decoder& decoder, int64_t positions)
+      : device_(device), pages_((positions + kPageSize - 1) / kPageSize) {
+    auto cache = KvCache::Create(device.device(), {.layers = decoder.layers().size(),
+                                                   .pages = pages_,
+                                                   .page_size = kPageSize,
+                                                   .kv_heads = decoder.kv_heads(),
+                                                   .head_dim = decoder.config().head_dim,
+                                                   .dtype = DType::kF32});
+    EXPECT_TRUE(cache.ok()) << cache.status();
+    cache_ = std::move(cache).value();
+  }
+
+  // Logits [tokens, V] of the sequence's next tokens.
+  std::vector<double> Feed(Decoder& decoder, const std::vector<int32_t>& tokens) {
+    const auto count = static_cast<int32_t>(tokens.size());
+    std::vector<int32_t> positions(tokens.size()), pages(pages_), rows(tokens.size());
+    std::iota(positions.begin(), positions.end(), fed_);
+    std::iota(pages.begin(), pages.end(), 0);
+    std::iota(rows.begin(), rows.end(), 0);
+    const std::vector<int64_t> slots(positions.begin(), positions.end());
+    fed_ += count;
+    const Tensor ids = device_.From(tokens), at = device_.From(positions),
+                 slot_mapping = device_.From(slots), table = device_.From(pages),
+                 cu_q_lens = device_.From(std::vector<int32_t>{0, count}),
+                 kv_lens = device_.From(std::vector<int32_t>{fed_}),
+                 logit_rows = device_.From(rows);
+    Batch batch;
+    batch.token_ids = ids.view();
+    batch.positions = at.view();
+    batch.slot_mapping = slot_mapping.view();
+    batch.cu_q_lens = cu_q_lens.view();
+    batch.kv_lens = kv_lens.view();
+    batch.page_tables = ConstTensorView(table.view().data, DType::kI32, {1, pages_});
+    batch.logit_rows = logit_rows.view();
+    const Tensor hidden = device_.Zeros(DType::kF32, {count, decoder.config().hidden_size});
+    const Tensor logits = device_.Zeros(DType::kF32, {count, decoder.config().vocab_size});
+    Stream& stream = device_.stream();
+    decoder.Embed(stream, batch, hidden.view());
+    decoder.Forward(stream, batch, cache_, hidden.view());
+    decoder.Logits(stream, batch, hidden.view(), logits.view());
+    EXPECT_TRUE(stream.Synchronize().ok());
+    return ToDoubles(logits.view());
+  }
+
+ private:
+  static constexpr int64_t kPageSize = 5;
+  const TestDevice& device_;
+  int64_t pages_;
+  int32_t fed_ = 0;
+  KvCache cache_;
+};
+
+struct DecoderCase {
+  DeviceCase device;
+  std::string model;
+};
+std::vector<DecoderCase> DecoderCases() {
+  std::vector<DecoderCase> cases;
+  for (const DeviceCase& device : DeviceCases()) {
+    for (const char* model :
+         {"stories260K", "tiny-llama3", "tiny-qwen2", "tiny-qwen3", "tiny-mistral-swa"}) {
+      // The emulator takes 15 s for its 1,000 tokens, and the other four do not leave anything out.
+      if (device.host_cuda && std::string(model) == "stories260K") continue;
+      cases.push_back({device, model});
+    }
+  }
+  return cases;
+}
+
+class DecoderTest : public ::testing::TestWithParam<DecoderCase> {
+ protected:
+  DecoderTest() { cpu::UseIsa(GetParam().device.isa); }
+  ~DecoderTest() override { cpu::UseIsa(0); }
+};
+
+TEST_P(DecoderTest, GoldenLogitsInTwoChunks) {
+  const TestDevice device(GetParam().device);
+  const std::string dir = GoldenModel(GetParam().model);
+  const auto config = LoadModelConfig(dir);
+  ASSERT_TRUE(config.ok()) << config.status();
+  auto loader = WeightLoader::Open(dir);
+  ASSERT_TRUE(loader.ok()) << loader.status();
+  const ProcessGroups groups = SingleRank();
+  DecoderOptions options;
+  options.max_batch_tokens = options.max_logit_rows = options.max_positions = 512;
+  auto decoder = Decoder::Load(*config, groups, **loader, device.stream(), options);
+  ASSERT_TRUE(decoder.ok()) << decoder.status();
+  for (const GoldenLogits& golden : ReadGoldenLogits(dir)) {
+    SCOPED_TRACE(golden.name);
+    const auto cut = golden.ids.begin() + static_cast<int64_t>(golden.ids.size()) / 3;
+    OneSequence sequence(device, **decoder, static_cast<int64_t>(golden.ids.size()));
+    std::vector<double> logits;
+    for (const std::vector<int32_t>& part : {std::vector<int32_t>(golden.ids.begin(), cut),
+                                             std::vector<int32_t>(cut, golden.ids.end())}) {
+      if (part.empty()) continue;
+      const std::vector<double> rows = sequence.Feed(**decoder, part);
+      logits.insert(logits.end(), rows.begin(), rows.end());
+    }
+    ASSERT_EQ(logits.size(), golden.logits.size());
+    double worst = 0.0;
+    for (size_t i = 0; i < logits.size(); ++i)
+      worst = std::max(worst, std::abs(logits[i] - golden.logits[i]));
+    EXPECT_LE(worst, kF32Tolerance);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, DecoderTest, ::testing::ValuesIn(DecoderCases()),
+                         [](const auto& info) {
+                           std::string name = info.param.device.name + "_" + info.param.model;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace trireme
