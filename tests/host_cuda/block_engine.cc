@@ -131,8 +131,8 @@ void BlockEngine::WarpSync(uint32_t mask, Loc loc) {
   Acquire(sync);
 }
 
-void BlockEngine::FailHere(const std::string& what, Loc loc) {
-  error_ = what + " at " + Where(loc) + NameOf(current());
+void BlockEngine::FailHere(const char* what, Loc loc) {
+  error_ = std::string(what) + " at " + Where(loc) + NameOf(current());
   for (;;) Yield();  // RunBlock throws; this fiber is dropped
 }
 

@@ -61,7 +61,8 @@ class BlockEngine {
   void Barrier(int id, int count, Loc loc);
   void Collective(CollectiveFn op, uint32_t mask, void* slot, Loc loc);
   void WarpSync(uint32_t mask, Loc loc);
-  [[noreturn]] void FailHere(const std::string& what, Loc loc);
+  // `what` is a literal: the fiber is dropped and would never free a string.
+  [[noreturn]] void FailHere(const char* what, Loc loc);
   void* DynamicShared() { return dynamic_; }
   void* StaticShared(const void* tag, size_t bytes);
 

@@ -92,7 +92,7 @@ void AsyncWait(int newest_left);
 void* DynamicShared();
 void* StaticShared(const void* tag, size_t bytes);  // one per block and tag
 int LaneId();
-[[noreturn]] void Fail(const std::string& what, Loc loc);
+[[noreturn]] void Fail(const char* what, Loc loc);
 
 template <class T>
 T ShuffleValue(uint32_t mask, T value, int src_lane, Loc loc) {

@@ -45,7 +45,7 @@ float ToFloat(uint32_t bits, bool bf16) {
 
 }  // namespace
 
-void Fail(const std::string& what, Loc loc) { BlockEngine::Get().FailHere(what, loc); }
+void Fail(const char* what, Loc loc) { BlockEngine::Get().FailHere(what, loc); }
 int LaneId() { return BlockEngine::Get().current().lane; }
 void BlockBarrier(int id, int count, Loc loc) { BlockEngine::Get().Barrier(id, count, loc); }
 
