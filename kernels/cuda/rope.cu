@@ -29,6 +29,7 @@ __device__ void RotateHead(const T* in, const T* norm, float eps, const float* c
       sum += x * x;
     }
     scale = rsqrtf(gpu::WarpSum(sum) / static_cast<float>(d) + eps);
+    __syncwarp();  // in may be out: all lanes have read before one writes
   }
   for (int i = lane; i < half; i += 32) {
     float a = Float(in[i]), b = Float(in[i + half]);
