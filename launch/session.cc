@@ -27,7 +27,7 @@ constexpr char kUsagePayload[] = "trireme/usage";
 int ThreadsPerRank(ControlPlane& control) {
   struct Place {
     char host[64] = {};
-    cpu_set_t cores;
+    cpu_set_t cores{};
   } mine;
   control.host().copy(mine.host, sizeof(mine.host) - 1);
   if (sched_getaffinity(0, sizeof(mine.cores), &mine.cores) != 0) CPU_SET(0, &mine.cores);
