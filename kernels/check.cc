@@ -23,7 +23,7 @@ void Fatal(const char* file, int line, const std::string& message) {
                file, line, message.c_str());
   std::fflush(stderr);
   // Exchange, so that a CHECK that fails inside the handler does not run it again.
-  if (FatalHandler handler = g_handler.exchange(nullptr)) handler();
+  if (FatalHandler handler = g_handler.exchange(nullptr)) handler(message);
   std::abort();
 }
 

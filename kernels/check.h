@@ -9,9 +9,9 @@
 
 namespace trireme {
 
-// Called once by Fatal() after the message is printed. Must not return normally into the failed
-// code: Fatal() aborts the process if it does.
-using FatalHandler = void (*)();
+// Called once by Fatal() with the message after it is printed. Must not return normally into the
+// failed code: Fatal() aborts the process if it does.
+using FatalHandler = void (*)(const std::string& message);
 void SetFatalHandler(FatalHandler handler);
 
 FatalHandler CurrentFatalHandler();

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/status.h"
 
 namespace trireme {
 namespace {
@@ -26,7 +27,7 @@ std::string ProgramFolder() {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Device>> OpenCudaModuleDevice(const DeviceOptions& options) {
+absl::StatusOr<void*> CudaModuleFunction(const char* name) {
   const std::string path = ProgramFolder() + "libtrireme_cuda.so";
   if (access(path.c_str(), F_OK) != 0) {
     return absl::UnavailableError(absl::StrCat("--device cuda: this build has no CUDA backend (",
@@ -38,14 +39,25 @@ absl::StatusOr<std::unique_ptr<Device>> OpenCudaModuleDevice(const DeviceOptions
     return absl::UnavailableError(absl::StrCat("--device cuda: ", std::string(dlerror())));
   }
   const auto version = reinterpret_cast<VersionFunction>(dlsym(module, "trireme_cuda_version"));
-  const auto open = reinterpret_cast<OpenFunction>(dlsym(module, "trireme_cuda_open"));
-  if (version == nullptr || open == nullptr || std::string(version()) != TRIREME_VERSION) {
+  void* const function = dlsym(module, name);
+  if (version == nullptr || function == nullptr || std::string(version()) != TRIREME_VERSION) {
     return absl::UnavailableError(
         absl::StrCat("--device cuda: ", path, " belongs to another version than this program"));
   }
+  return function;
+}
+
+int CudaDeviceCount() {
+  const absl::StatusOr<void*> function = CudaModuleFunction("trireme_cuda_device_count");
+  return function.ok() ? reinterpret_cast<int (*)()>(*function)() : 0;
+}
+
+absl::StatusOr<std::unique_ptr<Device>> OpenCudaModuleDevice(const DeviceOptions& options) {
+  ASSIGN_OR_RETURN(void* const function, CudaModuleFunction("trireme_cuda_open"));
   absl::StatusOr<std::unique_ptr<Device>> device = absl::UnknownError("not opened");
   const std::string prefix = FatalPrefix();
-  open(&options, {prefix.c_str(), CurrentFatalHandler()}, &device);
+  reinterpret_cast<OpenFunction>(function)(&options, {prefix.c_str(), CurrentFatalHandler()},
+                                           &device);
   return device;
 }
 

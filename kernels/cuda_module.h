@@ -15,6 +15,12 @@ struct CudaModuleHost {
   FatalHandler fatal_handler;
 };
 
+// A function of the module, which is loaded with the first one. Unavailable says what is missing.
+absl::StatusOr<void*> CudaModuleFunction(const char* name);
+
+// GPUs that the module could use; 0 without module, driver or GPU.
+int CudaDeviceCount();
+
 // Loads the module, once in a process, and opens a device. Unavailable says what is missing.
 absl::StatusOr<std::unique_ptr<Device>> OpenCudaModuleDevice(const DeviceOptions& options);
 

@@ -4,8 +4,10 @@
 // one thread at a time.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -51,6 +53,8 @@ struct DeviceSpec {
   int threads = 1;           // CPU: threads an op may use
   bool host_memory = true;   // device pointers may be read by the host
   int64_t memory_bytes = 0;  // total memory of the device
+  std::string identity;      // of the accelerator on its host; empty for the CPU
+  int multiprocessors = 1;   // GPU: blocks that run side by side, at the least
 };
 
 class Device {
@@ -60,9 +64,25 @@ class Device {
   // Zero-filled. Fails with ResourceExhausted naming the bytes asked for.
   virtual absl::StatusOr<Buffer> Allocate(size_t bytes) = 0;
   virtual absl::StatusOr<std::unique_ptr<Stream>> NewStream() = 0;
+  // Bytes of all buffers so far, those that are gone included; 0 where the backend does not count.
+  int64_t allocated_bytes() const { return allocated_bytes_; }
 
  protected:
   DeviceSpec spec_;
+  std::atomic<int64_t> allocated_bytes_ = 0;
+};
+
+// Work of a stream, recorded once and enqueued again with one call. Made by Stream::Capture; it
+// reads and writes the addresses it was recorded with, which must outlive it.
+class Graph {
+ public:
+  explicit Graph(int64_t bytes) : bytes_(bytes) {}
+  virtual ~Graph() = default;
+  virtual void Replay(Stream& stream) = 0;
+  int64_t bytes() const { return bytes_; }  // of device memory that it holds
+
+ private:
+  int64_t bytes_;
 };
 
 class Stream {
@@ -74,6 +94,9 @@ class Stream {
   virtual void Copy(void* dst, const void* src, size_t bytes) = 0;
   // Waits for everything enqueued so far; reports what went wrong in it.
   virtual absl::Status Synchronize() = 0;
+  // Records what `work` enqueues on this stream, without doing it. Unimplemented where a stream
+  // runs inline; any other error says why this work cannot be recorded.
+  virtual absl::StatusOr<std::unique_ptr<Graph>> Capture(const std::function<void()>& work);
 
  protected:
   Stream(Device* device, const OpTable* ops) : device_(device), ops_(ops) {}
@@ -83,8 +106,12 @@ class Stream {
 
 struct DeviceOptions {
   std::string name = "cpu";
-  int threads = 0;      // CPU: threads an op may use; 0 = all cores this process may run on
-  int local_index = 0;  // which of the host's accelerators
+  int threads = 0;            // CPU: threads an op may use; 0 = all cores this process may run on
+  int local_index = 0;        // which of the host's accelerators
+  bool allow_shared = false;  // several ranks may use one accelerator
+  // An accelerator's memory may be read by the host too, and copies are done when their call
+  // returns: for tests, which look at everything.
+  bool host_readable = false;
 };
 // Opens a device by name. Unknown name, or one this machine lacks: InvalidArgument / Unavailable.
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const DeviceOptions& options);

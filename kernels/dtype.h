@@ -7,7 +7,8 @@
 
 namespace trireme {
 
-enum class DType : uint8_t { kF32, kBF16, kF16, kI32, kI64, kU8 };
+// kF64 holds sums and keys; no op takes it for activations.
+enum class DType : uint8_t { kF32, kBF16, kF16, kI32, kI64, kU8, kF64 };
 
 constexpr size_t SizeOf(DType dtype) {
   switch (dtype) {
@@ -18,6 +19,7 @@ constexpr size_t SizeOf(DType dtype) {
     case DType::kF16:
       return 2;
     case DType::kI64:
+    case DType::kF64:
       return 8;
     case DType::kU8:
       return 1;
@@ -39,6 +41,8 @@ constexpr const char* Name(DType dtype) {
       return "i64";
     case DType::kU8:
       return "u8";
+    case DType::kF64:
+      return "f64";
   }
   return "?";
 }
@@ -51,7 +55,11 @@ constexpr bool IsFloat(DType dtype) {
 struct BF16 {
   uint16_t bits;
 };
+#if defined(__aarch64__) && !defined(__clang__) && __GNUC__ < 13
+using F16 = __fp16;  // the same format; these compilers lack the other name in C++
+#else
 using F16 = _Float16;
+#endif
 
 inline float ToFloat(float x) { return x; }
 inline float ToFloat(BF16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
@@ -88,5 +96,7 @@ template <>
 inline constexpr DType kDTypeOf<int32_t> = DType::kI32;
 template <>
 inline constexpr DType kDTypeOf<int64_t> = DType::kI64;
+template <>
+inline constexpr DType kDTypeOf<double> = DType::kF64;
 
 }  // namespace trireme

@@ -3,8 +3,11 @@
 #pragma once
 
 #include "kernels/ops.h"
+#include "kernels/sampling.h"
 
 namespace trireme {
+
+struct MolOpTable;
 
 struct OpTable {
   decltype(&Embedding) embedding;
@@ -14,9 +17,15 @@ struct OpTable {
   decltype(&MatMul) matmul;
   decltype(&RopeAndStoreKv) rope_and_store_kv;
   decltype(&PagedAttention) paged_attention;
+  int64_t (*attention_workspace_bytes)(const AttentionLimits& limits);  // null = none needed
   decltype(&SiluAndMul) silu_and_mul;
   decltype(&GatherRows) gather_rows;
+  decltype(&PenalizeLogits) penalize_logits;
+  decltype(&SummarizeLogits) summarize_logits;
+  decltype(&DrawTokens) draw_tokens;
   decltype(&PackLinearFrom) pack_linear;
+  // Mixture-of-Logits retrieval; null on a device that lacks it (RequireMol says so).
+  const MolOpTable* mol = nullptr;
 };
 
 }  // namespace trireme

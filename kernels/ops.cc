@@ -130,7 +130,13 @@ void PagedAttention(Stream& stream, ConstTensorView q, const PagedKv& kv, ConstT
   CHECK(q.dim(1) > 0 && q.dim(1) % kv_width == 0)
       << "q has " << q.dim(1) << " columns, no multiple of the kv heads' " << kv_width;
   CHECK_GE(shape.sliding_window, 0);
+  CHECK_GT(shape.scale, 0.0f);
   stream.ops().paged_attention(stream, q, kv, cu_q_lens, kv_lens, shape, out);
+}
+
+int64_t AttentionWorkspaceBytes(const Stream& stream, const AttentionLimits& limits) {
+  const auto bytes = stream.ops().attention_workspace_bytes;
+  return bytes == nullptr ? 0 : bytes(limits);
 }
 
 void SiluAndMul(Stream& stream, ConstTensorView gate_up, TensorView out) {
@@ -184,6 +190,15 @@ OpCost RmsNormCost(int64_t tokens, int64_t hidden, DType act) {
   return Cost(4.0 * tokens * hidden, (2.0 * tokens + 1.0) * hidden * Bytes(act));
 }
 
+OpCost AddRmsNormCost(int64_t tokens, int64_t hidden, DType act) {
+  // residual is read and written, delta read, out written; the norm does not read the sum again.
+  return Cost(5.0 * tokens * hidden, (4.0 * tokens + 1.0) * hidden * Bytes(act));
+}
+
+OpCost AddCost(int64_t tokens, int64_t hidden, DType act) {
+  return Cost(1.0 * tokens * hidden, 3.0 * tokens * hidden * Bytes(act));
+}
+
 OpCost MatMulCost(int64_t tokens, int64_t n, int64_t k, DType act, DType weight) {
   return Cost(2.0 * tokens * n * k,
               1.0 * n * k * Bytes(weight) + 1.0 * tokens * (n + k) * Bytes(act));
@@ -212,6 +227,10 @@ OpCost PagedAttentionCost(int64_t q_len, int64_t kv_len, int64_t q_heads, int64_
   const double keys_read = std::min<double>(kv_len, window + q_len - 1.0);
   return Cost(4.0 * pairs * q_heads * head_dim, 2.0 * keys_read * kv_heads * head_dim * Bytes(act) +
                                                     2.0 * q_len * q_heads * head_dim * Bytes(act));
+}
+
+OpCost GatherRowsCost(int64_t rows, int64_t hidden, DType act) {
+  return Cost(0, 2.0 * rows * hidden * Bytes(act) + 4.0 * rows);
 }
 
 }  // namespace trireme

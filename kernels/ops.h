@@ -1,7 +1,7 @@
 // Every op a model may call: contract, shapes, and what it costs. An op takes a stream, inputs,
 // scalars, outputs; it enqueues and returns. Shapes and dtypes are checked here (ops.cc), once, for
 // all backends; a violation is our fault (CHECK). Each op has a naive double-precision twin in
-// tests/reference.h that the tests compare it with.
+// tests/reference/reference.h that the tests compare it with.
 //
 // Dims: T tokens, S sequences, H hidden, I intermediate, V vocabulary (of this shard), Hq / Hkv
 // query / key-value heads of this shard, D head_dim, K / N inputs / outputs of a linear layer.
@@ -49,6 +49,20 @@ struct PagedKv {
 struct AttentionShape {
   float scale = 1.0f;          // usually 1 / sqrt(D)
   int64_t sliding_window = 0;  // keys a query sees, itself included (key > pos - window); 0 = all
+  // Hints for the choice of kernels; they change no bit of a result. 0 = unknown.
+  int64_t min_q_len = 0, max_q_len = 0;  // of the batch's sequences
+  // AttentionWorkspaceBytes of u8, zero before its first use and then left to this op; or empty.
+  // Without it few queries over long caches are slow on a GPU.
+  TensorView workspace{};
+  int64_t decode_q_len = 1;  // as in the workspace's AttentionLimits
+};
+
+// What a workspace must serve.
+struct AttentionLimits {
+  DType dtype = DType::kBF16;
+  int64_t sequences = 1, q_heads = 1, kv_heads = 1, head_dim = 64;
+  int64_t max_kv_len = 0;    // positions in a sequence's page table
+  int64_t decode_q_len = 1;  // queries of a sequence still counted as decode: 1 + drafts
 };
 
 struct RopeParams {
@@ -98,6 +112,9 @@ void RopeAndStoreKv(Stream& stream, TensorView qkv, ConstTensorView positions,
 void PagedAttention(Stream& stream, ConstTensorView q, const PagedKv& kv, ConstTensorView cu_q_lens,
                     ConstTensorView kv_lens, const AttentionShape& shape, TensorView out);
 
+// Bytes for AttentionShape.workspace; 0 on a device that needs none.
+int64_t AttentionWorkspaceBytes(const Stream& stream, const AttentionLimits& limits);
+
 // gate_up [T, 2 I] (gate columns, then up columns), out [T, I] = silu(gate) * up.
 void SiluAndMul(Stream& stream, ConstTensorView gate_up, TensorView out);
 
@@ -119,6 +136,8 @@ absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTe
 
 OpCost EmbeddingCost(int64_t tokens, int64_t hidden, DType act);
 OpCost RmsNormCost(int64_t tokens, int64_t hidden, DType act);
+OpCost AddRmsNormCost(int64_t tokens, int64_t hidden, DType act);
+OpCost AddCost(int64_t tokens, int64_t hidden, DType act);
 OpCost MatMulCost(int64_t tokens, int64_t n, int64_t k, DType act, DType weight);
 OpCost SiluAndMulCost(int64_t tokens, int64_t intermediate, DType act);
 OpCost RopeAndStoreKvCost(int64_t tokens, int64_t q_heads, int64_t kv_heads, int64_t head_dim,
@@ -126,5 +145,6 @@ OpCost RopeAndStoreKvCost(int64_t tokens, int64_t q_heads, int64_t kv_heads, int
 // One sequence: q_len queries that end at position kv_len - 1.
 OpCost PagedAttentionCost(int64_t q_len, int64_t kv_len, int64_t q_heads, int64_t kv_heads,
                           int64_t head_dim, DType act, int64_t sliding_window = 0);
+OpCost GatherRowsCost(int64_t rows, int64_t hidden, DType act);
 
 }  // namespace trireme

@@ -8,35 +8,6 @@ namespace trireme::cpu::TRIREME_ISA {
 inline constexpr int64_t kKeys = 32;      // two vectors of scores a row
 inline constexpr float kMasked = -1e30f;  // finite, so that differences never are NaN
 
-// Rows i and i + kWidth: lanes with bit kWidth of the first change places with lanes without it of
-// the second.
-template <int kWidth, int... kLane>
-TRIREME_INLINE void Exchange(F32& a, F32& b, std::integer_sequence<int, kLane...>) {
-  const F32 low =
-      __builtin_shufflevector(a, b, ((kLane & kWidth) == 0 ? kLane : kLane - kWidth + kLanes)...);
-  b = __builtin_shufflevector(a, b, ((kLane & kWidth) == 0 ? kLane + kWidth : kLane + kLanes)...);
-  a = low;
-}
-
-// Lane j of row i becomes lane i of row j.
-TRIREME_INLINE void Transpose(F32 (&rows)[kLanes]) {
-#if defined(__AVX512F__)
-  Unroll<4>([&](auto step) TRIREME_INLINE_LAMBDA {
-    constexpr int kWidth = 8 >> step;
-    Unroll<kLanes>([&](auto i) TRIREME_INLINE_LAMBDA {
-      if constexpr ((i & kWidth) == 0)
-        Exchange<kWidth>(rows[i], rows[i + kWidth], std::make_integer_sequence<int, kLanes>{});
-    });
-  });
-#else
-  float lanes[kLanes][kLanes];
-  for (int i = 0; i < kLanes; ++i) Store(lanes[i], rows[i]);
-  for (int i = 0; i < kLanes; ++i) {
-    for (int j = 0; j < kLanes; ++j) rows[i][j] = lanes[j][i];
-  }
-#endif
-}
-
 // Working memory of one query block; see AttentionScratchFloats.
 struct AttentionState {
   int64_t d = 0;           // head_dim filled up to a multiple of kLanes
@@ -99,9 +70,8 @@ TRIREME_INLINE void TransposeKeys(const KeyRows<T>& keys, int64_t first, int64_t
 TRIREME_INLINE void TransposePairs(const KeyRows<BF16>& keys, int64_t first, int64_t c,
                                    AttentionState& state) {
   F32 rows[kLanes];
-  Unroll<kLanes>([&](auto i) TRIREME_INLINE_LAMBDA {
-    __builtin_memcpy(&rows[i], keys.k[first + i] + c, sizeof(F32));
-  });
+  Unroll<kLanes>([&](auto i)
+                     TRIREME_INLINE_LAMBDA { rows[i] = (F32)LoadBits(keys.k[first + i] + c); });
   Transpose(rows);
   float* out = state.k + c * kKeys + first;
   Unroll<kLanes>([&](auto i) TRIREME_INLINE_LAMBDA {
@@ -156,16 +126,18 @@ TRIREME_INLINE void Weigh(const AttentionState& state, int64_t row, const KeyRan
     const F32 end = Splat(static_cast<float>(Max(Min(ranges[r].end - first, kKeys), 0)));
     const F32 low = Lanes(), high = Lanes() + static_cast<float>(kLanes);
     const I32 seen0 = (low >= begin) & (low < end), seen1 = (high >= begin) & (high < end);
-    const F32 s0 = seen0 ? s[r][0] : Splat(kMasked), s1 = seen1 ? s[r][1] : Splat(kMasked);
+    const F32 masked = Splat(kMasked);
+    const F32 s0 = Select(seen0, s[r][0], masked), s1 = Select(seen1, s[r][1], masked);
     const float old = state.max[row + r];
-    const float block_max = MaxLane(s0 > s1 ? s0 : s1);
+    const float block_max = MaxLane(Larger(s0, s1));
     const float max = old > block_max ? old : block_max;
-    const F32 p0 = seen0 ? Exp(s0 - max) : F32{}, p1 = seen1 ? Exp(s1 - max) : F32{};
+    const F32 p0 = Select(seen0, Exp(s0 - max), F32{});
+    const F32 p1 = Select(seen1, Exp(s1 - max), F32{});
     Store(state.p + r * kKeys, p0);
     Store(state.p + r * kKeys + kLanes, p1);
     const F32 shrink = Exp(Splat(old - max));
     state.max[row + r] = max;
-    state.total[row + r] = state.total[row + r] * shrink[0] + Sum(p0 + p1);
+    state.total[row + r] = state.total[row + r] * FirstLane(shrink) + Sum(p0 + p1);
     if (old != max) {
       float* out = state.out + (row + r) * state.d;
       for (int64_t i = 0; i < d; i += kLanes) Store(out + i, Load(out + i) * shrink);

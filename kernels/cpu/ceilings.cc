@@ -39,7 +39,7 @@ double PeakFlops(cpu::ThreadPool& pool, DType dtype) {
 
 }  // namespace
 
-absl::StatusOr<CpuCeilings> MeasureCpuCeilings(Stream& stream) {
+absl::StatusOr<Ceilings> MeasureCpuCeilings(Stream& stream) {
   constexpr int64_t kBytes = int64_t{256} << 20, kPiece = int64_t{1} << 20;
   cpu::ThreadPool& pool = cpu::PoolOf(stream);
   ASSIGN_OR_RETURN(Buffer buffer, stream.device().Allocate(kBytes));
@@ -48,7 +48,7 @@ absl::StatusOr<CpuCeilings> MeasureCpuCeilings(Stream& stream) {
   pool.ParallelFor(kBytes / kPiece, 1, [&](int64_t begin, int64_t end) {
     std::memset(data + begin * kPiece, 1, (end - begin) * kPiece);
   });
-  CpuCeilings ceilings;
+  Ceilings ceilings;
   std::atomic<float> sum{0};
   ceilings.read_bytes_per_s = BestRate(kBytes, 0.4, [&] {
     pool.ParallelFor(kBytes / kPiece, 1, [&](int64_t begin, int64_t end) {
@@ -58,6 +58,7 @@ absl::StatusOr<CpuCeilings> MeasureCpuCeilings(Stream& stream) {
   });
   ceilings.matmul_flops_f32 = PeakFlops(pool, DType::kF32);
   ceilings.matmul_flops_bf16 = PeakFlops(pool, DType::kBF16);
+  ceilings.matmul_flops_f16 = ceilings.matmul_flops_f32;  // matmul.cc widens f16 and multiplies f32
   return ceilings;
 }
 

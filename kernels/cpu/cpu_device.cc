@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/mol_ops.h"
 
 namespace trireme {
 namespace cpu {
@@ -60,6 +61,18 @@ class CpuStream final : public Stream {
   absl::Status Synchronize() override { return absl::OkStatus(); }
 };
 
+constexpr MolOpTable kMolOps = {
+    .pack_gate = PackMolGate,
+    .silu = Silu,
+    .gelu_and_mul = GeluAndMul,
+    .l2_normalize = L2Normalize,
+    .store = MolStore,
+    .search = MolSearch,
+    .average_topk = MolAverageTopK,
+    .logit_topk = MolLogitTopK,
+    .rescore = MolRescore,
+};
+
 constexpr OpTable kOps = {
     .embedding = Embedding,
     .rms_norm = RmsNorm,
@@ -68,9 +81,14 @@ constexpr OpTable kOps = {
     .matmul = MatMul,
     .rope_and_store_kv = RopeAndStoreKv,
     .paged_attention = PagedAttention,
+    .attention_workspace_bytes = nullptr,
     .silu_and_mul = SiluAndMul,
     .gather_rows = GatherRows,
+    .penalize_logits = PenalizeLogits,
+    .summarize_logits = SummarizeLogits,
+    .draw_tokens = DrawTokens,
     .pack_linear = PackLinearFrom,
+    .mol = &kMolOps,
 };
 
 }  // namespace
@@ -83,6 +101,7 @@ CpuDevice::CpuDevice(int threads) : pool_(threads) {
 }
 
 absl::StatusOr<Buffer> CpuDevice::Allocate(size_t bytes) {
+  allocated_bytes_ += static_cast<int64_t>(bytes);
   if (bytes >= kHugePage) {
     void* data = bytes < SIZE_MAX / 2 ? MapHuge(bytes) : nullptr;
     if (data != nullptr) {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "kernels/cpu/mol_block.h"
 #include "kernels/tensor.h"
 
 namespace trireme::cpu {
@@ -79,6 +80,13 @@ struct IsaKernels {
   void (*matmul_panel)(const MatMulPanel& panel, float* scratch);  // scratch [rows, kPanelColumns]
   void (*attention)(const AttentionBlock& block,
                     float* scratch);  // AttentionScratchFloats(D, rows)
+  // Mixture-of-Logits (mol_block.h says what each is given).
+  uint32_t (*mol_logits)(const MolLogitsArgs& args);
+  void (*mol_above)(const float* logits, const float* floors, int64_t count, uint32_t* masks);
+  void (*mol_gate)(const MolGateArgs& args);
+  void (*mol_dot)(const MolDotArgs& args);
+  void (*silu)(float* x, int64_t n);
+  void (*l2_normalize)(float* x, int64_t n, float eps);
   // For ceilings: multiply-adds on registers only, and a sum over memory.
   double (*peak_flops)(DType dtype, int64_t rounds);  // gives the FLOPs done
   float (*read)(const void* data, int64_t bytes);     // bytes a multiple of 256

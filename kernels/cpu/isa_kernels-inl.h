@@ -1,9 +1,12 @@
 // Body of the isa_*.cc files: all hot loops, then their table. Included once per instruction set.
+#include "kernels/cpu/vector-inl.h"
+// Builds on the vectors.
 #include "kernels/cpu/simd-inl.h"
-// These build on simd-inl.h.
+// These build on both.
 #include "kernels/cpu/attention-inl.h"
 #include "kernels/cpu/elementwise-inl.h"
 #include "kernels/cpu/matmul-inl.h"
+#include "kernels/cpu/mol-inl.h"
 #include "kernels/cpu/peak-inl.h"
 
 namespace trireme::cpu {
@@ -25,6 +28,12 @@ const IsaKernels& TRIREME_ISA_FACTORY() {
       .to_float = isa::ToFloatRows,
       .matmul_panel = isa::MatMulPanelRows,
       .attention = isa::AttentionRows,
+      .mol_logits = isa::MolLogits,
+      .mol_above = isa::MolAbove,
+      .mol_gate = isa::MolGate,
+      .mol_dot = isa::MolDot,
+      .silu = isa::SiluRow,
+      .l2_normalize = isa::L2NormalizeVector,
       .peak_flops = isa::PeakFlops,
       .read = isa::ReadSum,
   };

@@ -40,8 +40,7 @@ TRIREME_INLINE void Multiply(const float* x, int64_t x_stride, const BF16* w, in
   const auto half = [&](int64_t k, auto odd) TRIREME_INLINE_LAMBDA {
     F32 b[kVectors];
     Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA {
-      U32 both;
-      __builtin_memcpy(&both, w + v * 2 * kLanes, sizeof(both));
+      const U32 both = LoadBits(w + v * 2 * kLanes);
       b[v] = odd ? (F32)(both & 0xffff0000u) : (F32)(both << 16);
     });
     Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
@@ -70,7 +69,8 @@ TRIREME_INLINE void Multiply(const BF16* x, int64_t x_stride, const BF16* w, int
     Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
       const __m512bh a = (__m512bh)_mm512_set1_epi32(load_pair(x + r * x_stride + k));
       Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA {
-        sums[r][v] = (F32)_mm512_dpbf16_ps((__m512)sums[r][v], b[v], a);
+        Part<float>& sum = sums[r][v].part[0];
+        sum = (Part<float>)_mm512_dpbf16_ps((__m512)sum, b[v], a);
       });
     });
   };

@@ -18,14 +18,14 @@ inline constexpr int kChains = 4;
     Unroll<kChains>([&](auto c) TRIREME_INLINE_LAMBDA { sums[c] = MulAdd(a, sums[c], b); });
   }
   F32 all = {};
-  for (int c = 0; c < kChains; ++c) all += sums[c];
+  Unroll<kChains>([&](auto c) TRIREME_INLINE_LAMBDA { all += sums[c]; });
   return Sum(all);
 }
 
 #if defined(__AVX512BF16__)
 [[gnu::noinline]] inline float Bf16Chains(int64_t rounds) {
   __m512 sums[kChains];
-  for (int c = 0; c < kChains; ++c) sums[c] = _mm512_setzero_ps();
+  Unroll<kChains>([&](auto c) TRIREME_INLINE_LAMBDA { sums[c] = _mm512_setzero_ps(); });
   const __m512bh a = (__m512bh)_mm512_set1_epi16(0x3f80), b = (__m512bh)_mm512_set1_epi16(0x3580);
   asm volatile("" : "+m"(rounds));
   for (int64_t i = 0; i < rounds; ++i) {
@@ -33,7 +33,7 @@ inline constexpr int kChains = 4;
                         TRIREME_INLINE_LAMBDA { sums[c] = _mm512_dpbf16_ps(sums[c], a, b); });
   }
   F32 all = {};
-  for (int c = 0; c < kChains; ++c) all += (F32)sums[c];
+  Unroll<kChains>([&](auto c) TRIREME_INLINE_LAMBDA { all.part[0] += (Part<float>)sums[c]; });
   return Sum(all);
 }
 #endif

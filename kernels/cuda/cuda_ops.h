@@ -26,14 +26,22 @@ void RopeAndStoreKv(Stream&, TensorView qkv, ConstTensorView positions,
                     const PagedKv& kv);
 void PagedAttention(Stream&, ConstTensorView q, const PagedKv& kv, ConstTensorView cu_q_lens,
                     ConstTensorView kv_lens, const AttentionShape& shape, TensorView out);
+int64_t AttentionWorkspaceBytes(const AttentionLimits& limits);
 void MatMul(Stream&, ConstTensorView x, const LinearWeight& w, ConstTensorView bias, TensorView y);
+void PenalizeLogits(Stream&, TensorView logits, ConstTensorView places, ConstTensorView amounts,
+                    TensorView before);
+void SummarizeLogits(Stream&, ConstTensorView logits, ConstTensorView inverse_temperature,
+                     TensorView largest, TensorView sum, TensorView scores, TensorView columns);
+void DrawTokens(Stream&, ConstTensorView logits, ConstTensorView seeds, ConstTensorView limits,
+                int64_t first_id, TensorView keys, TensorView scores, TensorView columns);
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream&, int64_t n, int64_t k,
                                                              DType dtype, const RowSource& source);
 
-// Row-major, as it came.
-class RowMajorLinear final : public LinearWeight {
+// Row-major; stretches of 32 k's in the order of matmul_launch.h where `permuted`.
+class CudaLinear final : public LinearWeight {
  public:
   Buffer buffer;
+  bool permuted = false;
 };
 
 }  // namespace trireme::cuda

@@ -3,46 +3,26 @@
 #include <cuda_runtime.h>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/status.h"
 
 namespace trireme::cuda {
 namespace {
 
-absl::Status StatusOf(cudaError_t error, const std::string& what) {
-  if (error == cudaSuccess) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(what, ": ", cudaGetErrorString(error)));
-}
-
 std::string CudaVersion(int version) {  // 13000 is 13.0
   return absl::StrCat(version / 1000, ".", version % 1000 / 10);
 }
 
-class CudaStream final : public Stream {
- public:
-  CudaStream(Device* device, cudaStream_t handle) : Stream(device, &kOps), handle_(handle) {}
-  ~CudaStream() override { cudaStreamDestroy(handle_); }
-  void Copy(void* dst, const void* src, size_t bytes) override {
-    if (bytes == 0) return;
-    const cudaError_t error = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, handle_);
-    if (error_ == cudaSuccess) error_ = error;  // surfaces in Synchronize
-  }
-  absl::Status Synchronize() override {
-    const cudaError_t error = cudaStreamSynchronize(handle_);
-    return StatusOf(error_ != cudaSuccess ? error_ : error, device().spec().name);
-  }
-  cudaStream_t handle() const { return handle_; }
-
- private:
-  cudaStream_t handle_;
-  cudaError_t error_ = cudaSuccess;
-};
-
 class CudaDevice final : public Device {
  public:
-  CudaDevice(int index, const cudaDeviceProp& properties) : index_(index) {
+  CudaDevice(int index, bool host_readable, const cudaDeviceProp& properties)
+      : index_(index), host_readable_(host_readable) {
     spec_.name = absl::StrCat("cuda:", index, " ", properties.name);
     spec_.host_memory = false;
+    spec_.identity = absl::StrFormat("GPU %04x:%02x:%02x", properties.pciDomainID,
+                                     properties.pciBusID, properties.pciDeviceID);
+    spec_.multiprocessors = properties.multiProcessorCount;
     spec_.memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
   }
   absl::StatusOr<Buffer> Allocate(size_t bytes) override {
@@ -50,7 +30,9 @@ class CudaDevice final : public Device {
     // Which GPU a call means is the calling thread's own setting.
     RETURN_IF_ERROR(StatusOf(cudaSetDevice(index_), spec_.name));
     const size_t at_least_one = bytes > 0 ? bytes : 1;
-    if (cudaMalloc(&data, at_least_one) != cudaSuccess) {
+    const cudaError_t error =
+        host_readable_ ? cudaMallocManaged(&data, at_least_one) : cudaMalloc(&data, at_least_one);
+    if (error != cudaSuccess) {
       cudaGetLastError();  // clears it
       size_t free_bytes = 0, total = 0;
       cudaMemGetInfo(&free_bytes, &total);
@@ -59,8 +41,10 @@ class CudaDevice final : public Device {
                        " are free: lower --max-num-seqs, --max-model-len or --kv-cache-memory, or "
                        "use more ranks"));
     }
+    allocated_bytes_ += static_cast<int64_t>(bytes);
     Buffer buffer(data, bytes, [](void* memory, size_t) { cudaFree(memory); });
     RETURN_IF_ERROR(StatusOf(cudaMemset(data, 0, at_least_one), spec_.name));
+    if (host_readable_) RETURN_IF_ERROR(StatusOf(cudaDeviceSynchronize(), spec_.name));
     return buffer;
   }
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
@@ -68,11 +52,12 @@ class CudaDevice final : public Device {
     RETURN_IF_ERROR(StatusOf(cudaSetDevice(index_), spec_.name));
     RETURN_IF_ERROR(
         StatusOf(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking), spec_.name));
-    return std::make_unique<CudaStream>(this, handle);
+    return std::make_unique<CudaStream>(this, index_, host_readable_, handle);
   }
 
  private:
   const int index_;
+  const bool host_readable_;
 };
 
 // The kernels are compiled for these chips and run on later ones of the same major version.
@@ -83,7 +68,18 @@ bool Supported(const cudaDeviceProp& properties) {
 
 }  // namespace
 
-gpu::StreamHandle NativeHandle(Stream& stream) { return static_cast<CudaStream&>(stream).handle(); }
+int UsableDevices() {
+  int driver = 0, runtime = 0, count = 0, usable = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  if (driver / 1000 < runtime / 1000) return 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) return 0;
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp properties;
+    if (cudaGetDeviceProperties(&properties, i) == cudaSuccess && Supported(properties)) ++usable;
+  }
+  return usable;
+}
 
 absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(const DeviceOptions& options) {
   int driver = 0, runtime = 0, count = 0;
@@ -101,20 +97,21 @@ absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(const DeviceOptions& opti
                                                cudaGetErrorString(error),
                                                "); see nvidia-smi and CUDA_VISIBLE_DEVICES"));
   }
-  if (options.local_index >= count) {
-    return absl::UnavailableError(absl::StrCat("--device cuda: this host has ", count,
-                                               " GPUs and more ranks; start at most ", count,
-                                               " ranks a host"));
+  if (options.local_index >= count && !options.allow_shared) {
+    return absl::UnavailableError(
+        absl::StrCat("--device cuda: this host has ", count, " GPUs and more ranks; start at most ",
+                     count, " ranks a host, or give --allow-shared-gpu (slow, for tests)"));
   }
+  const int index = options.local_index % count;
   cudaDeviceProp properties;
-  RETURN_IF_ERROR(StatusOf(cudaGetDeviceProperties(&properties, options.local_index),
+  RETURN_IF_ERROR(StatusOf(cudaGetDeviceProperties(&properties, index),
                            "--device cuda: reading the GPU's properties"));
   if (!Supported(properties)) {
     return absl::UnavailableError(absl::StrCat(
         "--device cuda: ", properties.name, " has compute capability ", properties.major, ".",
         properties.minor, "; this build supports 8.x, 9.0 and 10.0"));
   }
-  return std::make_unique<CudaDevice>(options.local_index, properties);
+  return std::make_unique<CudaDevice>(index, options.host_readable, properties);
 }
 
 }  // namespace trireme::cuda

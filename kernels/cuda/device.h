@@ -1,16 +1,56 @@
-// An NVIDIA GPU as a Device: memory from cudaMalloc, a CUDA stream for every Stream, the ops of
-// cuda_ops.h.
+// The GPU as a Device, and its stream. Internal to the CUDA module.
 #pragma once
 
-#include <memory>
+#include <cuda_runtime.h>
 
-#include "absl/status/statusor.h"
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
 #include "kernels/device.h"
 
 namespace trireme::cuda {
 
-// The host's GPU number options.local_index. Unavailable says what is missing: driver, GPU, a
-// supported chip.
+// Unavailable names what is missing: no driver, one older than this build's runtime, no GPU, fewer
+// GPUs than ranks, a chip the kernels are not compiled for.
 absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(const DeviceOptions& options);
+
+// GPUs that OpenCudaDevice would open.
+int UsableDevices();
+
+absl::Status StatusOf(cudaError_t error, const std::string& what);
+
+class CudaStream final : public Stream {
+ public:
+  CudaStream(Device* device, int device_index, bool waits_for_copies, cudaStream_t handle);
+  ~CudaStream() override;
+  void Copy(void* dst, const void* src, size_t bytes) override;
+  // Polls, so that what a watch reports ends the wait for work that will never be done.
+  absl::Status Synchronize() override;
+  absl::StatusOr<std::unique_ptr<Graph>> Capture(const std::function<void()>& work) override;
+
+  // To enqueue on: its GPU becomes the calling thread's current one, which kernels must be launched
+  // with.
+  cudaStream_t handle() const;
+  int device_index() const { return device_index_; }
+  // Asked now and then while Synchronize waits; not OK = the stream's work is lost. `owner` ends
+  // it.
+  void Watch(const void* owner, std::function<absl::Status()> healthy);
+  void EndWatch(const void* owner);
+
+ private:
+  absl::Status WatchesHealthy() const;
+
+  struct WatchEntry {
+    const void* owner;
+    std::function<absl::Status()> healthy;
+  };
+  const int device_index_;
+  const bool waits_for_copies_;
+  cudaStream_t handle_;
+  cudaError_t error_ = cudaSuccess;  // of a copy
+  std::vector<WatchEntry> watches_;
+};
 
 }  // namespace trireme::cuda

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/matmul_launch.h"
 #include "kernels/cuda/primitives.cuh"
 
 namespace trireme::cuda {
@@ -85,6 +86,20 @@ __global__ void CopyRows(const int32_t* ids, int64_t first, const T* table, int6
   }
 }
 
+// The same from a table stored for the tensor cores (matmul_launch.h).
+template <typename T>
+__global__ void CopyPermutedRows(const int32_t* ids, int64_t first, const T* table, int64_t rows,
+                                 T* out, int64_t out_stride, int h) {
+  const int64_t row = ids[blockIdx.x] - first;
+  const bool inside = row >= 0 && row < rows;
+  out += blockIdx.x * out_stride;
+  for (int i = threadIdx.x; i < h; i += blockDim.x) {
+    const int stretch = i / kPermutedBlock * kPermutedBlock;
+    out[i] =
+        inside ? table[row * h + stretch + PermutedIndex(i % kPermutedBlock)] : Rounded<T>(0.0f);
+  }
+}
+
 template <bool kAdd>
 void LaunchNorm(Stream& stream, void* x, const ConstTensorView& shape, ConstTensorView delta,
                 ConstTensorView weight, float eps, TensorView out) {
@@ -124,9 +139,20 @@ void LaunchCopy(Stream& stream, ConstTensorView ids, int64_t first, ConstTensorV
 
 void Embedding(Stream& stream, ConstTensorView token_ids, const LinearWeight& table,
                int64_t vocab_begin, TensorView out) {
-  const auto& rows = static_cast<const RowMajorLinear&>(table);
-  LaunchCopy(stream, token_ids, vocab_begin,
-             ConstTensorView(rows.buffer.data(), table.dtype, {table.n, table.k}), out);
+  const auto& rows = static_cast<const CudaLinear&>(table);
+  if (!rows.permuted) {
+    return LaunchCopy(stream, token_ids, vocab_begin,
+                      ConstTensorView(rows.buffer.data(), table.dtype, {table.n, table.k}), out);
+  }
+  if (out.dim(0) == 0) return;
+  DispatchFloat(out.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    gpu::Launch({dim3(static_cast<unsigned>(out.dim(0))), dim3(RowThreads(out.dim(1), 2)), 0,
+                 NativeHandle(stream)},
+                CopyPermutedRows<T>, static_cast<const int32_t*>(token_ids.data), vocab_begin,
+                static_cast<const T*>(rows.buffer.data()), table.n, static_cast<T*>(out.data),
+                out.stride0, static_cast<int>(out.dim(1)));
+  });
 }
 
 void GatherRows(Stream& stream, ConstTensorView x, ConstTensorView indices, TensorView out) {

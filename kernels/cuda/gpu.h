@@ -50,6 +50,26 @@ struct Config {
   size_t dynamic_smem = 0;
   StreamHandle stream = nullptr;
 };
+// Device memory for what is enqueued next, taken and given back in the stream's order. What a pool
+// may keep between its users (64 MiB) saves the driver's way to the memory of small searches.
+inline void* AllocateInOrder(StreamHandle stream, size_t bytes) {
+  static const bool keeps = [] {
+    int device = 0;
+    cudaMemPool_t pool = nullptr;
+    uint64_t kept = 64 << 20;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetDefaultMemPool(&pool, device) == cudaSuccess &&
+           cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept) == cudaSuccess;
+  }();
+  (void)keeps;
+  void* data = nullptr;
+  const cudaError_t error = cudaMallocAsync(&data, bytes > 0 ? bytes : 1, stream);
+  CHECK(error == cudaSuccess) << "no device memory for " << bytes
+                              << " bytes of scratch: " << cudaGetErrorString(error);
+  return data;
+}
+inline void FreeInOrder(StreamHandle stream, void* data) { cudaFreeAsync(data, stream); }
+
 // Enqueues the kernel. A launch that the device refuses is our fault.
 template <class... P, class... A>
 void Launch(const Config& c, void (*kernel)(P...), A&&... args) {
@@ -60,7 +80,9 @@ void Launch(const Config& c, void (*kernel)(P...), A&&... args) {
   }
   kernel<<<c.grid, c.block, c.dynamic_smem, c.stream>>>(static_cast<P>(args)...);
   const cudaError_t error = cudaGetLastError();
-  CHECK(error == cudaSuccess) << "kernel launch: " << cudaGetErrorString(error);
+  // A capture that something else has spoilt says so at its end.
+  CHECK(error == cudaSuccess || error == cudaErrorStreamCaptureInvalidated)
+      << "kernel launch: " << cudaGetErrorString(error);
 }
 
 __device__ inline int LaneId() {
@@ -111,6 +133,35 @@ template <int kNewestLeft>
 __device__ inline void CpAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kNewestLeft) : "memory");
 }
+// 16 bytes that are read once.
+__device__ inline uint4 LoadStreaming(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+// 2^x, to 2 units in the last place; tiny results are zero.
+__device__ inline float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// One special function; within 2^-10.9 relative.
+__device__ inline float Tanh(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// Two elements, rounded to nearest even, the first in the low half.
+__device__ inline uint32_t RoundedPair(float first, float second, __nv_bfloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+__device__ inline uint32_t RoundedPair(float first, float second, __half) {
+  const __half2 pair = __floats2half2_rn(first, second);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
 // Barrier `id` (1..15) among `count` threads of the block.
 __device__ inline void NamedBarrier(int id, int count) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(count) : "memory");
@@ -121,7 +172,9 @@ __device__ inline void NamedBarrier(int id, int count) {
 #else
 
 using StreamHandle = void*;
+using host_cuda::AllocateInOrder;
 using host_cuda::Config;
+using host_cuda::FreeInOrder;
 using host_cuda::LaneId;
 using host_cuda::Launch;
 
@@ -131,6 +184,22 @@ inline void Mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], _
 }
 inline void Mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __half, HC_LOC) {
   host_cuda::Mma(d, a, b, /*bf16=*/false, loc);
+}
+inline uint4 LoadStreaming(const uint4* p) { return *p; }
+inline float Exp2(float x) {
+  const float y = std::exp2(x);
+  return y < 0x1p-126f ? 0.0f : y;
+}
+inline float Tanh(float x) { return std::tanh(x); }
+template <class T>
+uint32_t RoundedPair(float first, float second, T) {
+  if constexpr (std::is_same_v<T, __half>) {
+    return __half_as_ushort(__float2half(first)) | uint32_t{__half_as_ushort(__float2half(second))}
+                                                       << 16;
+  } else {
+    return __bfloat16_as_ushort(__float2bfloat16(first)) |
+           uint32_t{__bfloat16_as_ushort(__float2bfloat16(second))} << 16;
+  }
 }
 inline void LdMatrixX4(uint32_t (&r)[4], const void* row, HC_LOC) {
   host_cuda::LdMatrix(r, *static_cast<const uint4*>(row), 4, false, loc);
@@ -152,6 +221,8 @@ inline void NamedBarrier(int id, int count, HC_LOC) { host_cuda::BlockBarrier(id
 
 // Portable pieces on top.
 #if defined(__CUDACC__) || defined(TRIREME_HOST_CUDA)
+// 16 bytes of shared or global memory, whatever is in them.
+__device__ inline uint4 Load16(const void* p) { return *static_cast<const uint4*>(p); }
 template <class T>
 __device__ inline T WarpSum(T v) {
   for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);

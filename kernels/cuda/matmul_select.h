@@ -10,24 +10,31 @@ namespace trireme::cuda {
 struct MatMulDesc {
   DType dtype = DType::kBF16;  // of x and W
   int64_t rows = 1;
-  bool vectorizable = true;  // rows of x and W are whole 16-byte pieces
+  int64_t n = 4096;
+  bool permuted = true;      // W is stored for the tensor cores
+  bool vectorizable = true;  // rows of x are whole 16-byte pieces
 };
 
 enum class MatMulKernel : uint8_t {
-  kFewRows,   // tensor cores, 16 x 64 tiles: bound by reading W, which it does once
-  kManyRows,  // tensor cores, 64 x 64 tiles
-  kPlain,     // multiply-adds, any type and shape
+  kStream,      // up to 16 rows: W straight into registers
+  kTiles,       // 64 x 64 tiles
+  kLargeTiles,  // 128 x 128 tiles
+  kPlain,       // multiply-adds, any type and shape
 };
 
 // An mma has 16 rows, so fewer cost the same.
 inline constexpr int64_t kFewRowsLimit = 16;
+// Large tiles where they fill an H100's 132 SMs; below, small ones are four times as many blocks.
+inline constexpr int64_t kLargeTileBlocks = 132;
 
-// The choice between the first two changes no bit of a result; that for kPlain hangs on the model's
-// shapes only, not on the batch.
+// The choice between the first three changes no bit of a result; that for kPlain hangs on the
+// model's shapes only, not on the batch.
 constexpr MatMulKernel SelectMatMul(const MatMulDesc& desc) {
   const bool tensor_type = desc.dtype == DType::kBF16 || desc.dtype == DType::kF16;
-  if (!tensor_type || !desc.vectorizable) return MatMulKernel::kPlain;
-  return desc.rows <= kFewRowsLimit ? MatMulKernel::kFewRows : MatMulKernel::kManyRows;
+  if (!tensor_type || !desc.permuted || !desc.vectorizable) return MatMulKernel::kPlain;
+  if (desc.rows <= kFewRowsLimit) return MatMulKernel::kStream;
+  const int64_t large = (desc.rows + 127) / 128 * ((desc.n + 127) / 128);
+  return large >= kLargeTileBlocks ? MatMulKernel::kLargeTiles : MatMulKernel::kTiles;
 }
 
 }  // namespace trireme::cuda

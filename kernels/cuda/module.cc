@@ -8,6 +8,8 @@ extern "C" {
 
 const char* trireme_cuda_version() { return TRIREME_VERSION; }
 
+int trireme_cuda_device_count() { return trireme::cuda::UsableDevices(); }
+
 void trireme_cuda_open(const trireme::DeviceOptions* options, trireme::CudaModuleHost host,
                        absl::StatusOr<std::unique_ptr<trireme::Device>>* device) {
   // The module has its own copy of check.cc: a failed CHECK in it must end the job all the same.

@@ -1,6 +1,19 @@
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/mol_ops.h"
 
 namespace trireme::cuda {
+
+const MolOpTable kMolOps = {
+    .pack_gate = PackMolGate,
+    .silu = Silu,
+    .gelu_and_mul = GeluAndMul,
+    .l2_normalize = L2Normalize,
+    .store = MolStore,
+    .search = MolSearch,
+    .average_topk = MolAverageTopK,
+    .logit_topk = MolLogitTopK,
+    .rescore = MolRescore,
+};
 
 const OpTable kOps = {
     .embedding = Embedding,
@@ -10,9 +23,14 @@ const OpTable kOps = {
     .matmul = MatMul,
     .rope_and_store_kv = RopeAndStoreKv,
     .paged_attention = PagedAttention,
+    .attention_workspace_bytes = AttentionWorkspaceBytes,
     .silu_and_mul = SiluAndMul,
     .gather_rows = GatherRows,
+    .penalize_logits = PenalizeLogits,
+    .summarize_logits = SummarizeLogits,
+    .draw_tokens = DrawTokens,
     .pack_linear = PackLinearFrom,
+    .mol = &kMolOps,
 };
 
 }  // namespace trireme::cuda

@@ -9,9 +9,15 @@
 
 namespace trireme::cuda {
 
+// Blocks that do `each` of `work` pieces of work.
+inline unsigned Blocks(int64_t work, int64_t each) {
+  return static_cast<unsigned>((work + each - 1) / each);
+}
+
 __device__ inline float Float(float x) { return x; }
 __device__ inline float Float(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ inline float Float(__half x) { return __half2float(x); }
+__device__ inline float Float(int8_t x) { return static_cast<float>(x); }
 
 // Rounds to nearest even.
 template <typename T>
@@ -54,6 +60,20 @@ __device__ inline float BlockSum(float x) {
   if (lane == 0) part[threadIdx.x / 32] = x;
   __syncthreads();
   return gpu::WarpSum(lane < warps ? part[lane] : 0.0f);
+}
+
+// The last i in [0, n) with value[i] <= x, of ascending values with value[0] <= x.
+__device__ inline int LastNotAbove(const int32_t* values, int n, int64_t x) {
+  int low = 0, high = n - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (values[middle] <= x) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
 }
 
 // Calls f(float{}), f(__nv_bfloat16{}) or f(__half{}). REQUIRES: IsFloat(dtype), which ops.cc has

@@ -1,7 +1,5 @@
 #include "tests/host_cuda/block_engine.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -30,7 +28,7 @@ BlockEngine& BlockEngine::Get() {
 }
 
 BlockEngine::~BlockEngine() {
-  if (arena_ != nullptr) munmap(arena_, kArena);
+  if (arena_ != nullptr) UnmapMemory(arena_, kArena);
 }
 
 void BlockEngine::Prepare(const Config& config, const std::function<void()>* body,

@@ -1,27 +1,119 @@
 #include "tests/host_cuda/device.h"
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/check.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/status.h"
 
 namespace trireme {
 namespace {
 
+class HostCudaGraph final : public Graph {
+ public:
+  explicit HostCudaGraph(host_cuda::Recording nodes)
+      : Graph(static_cast<int64_t>(nodes.size()) * kNodeBytes), nodes_(std::move(nodes)) {}
+  ~HostCudaGraph() override {
+    if (HostCudaTestHooks().graph_gone) HostCudaTestHooks().graph_gone();
+  }
+  void Replay(Stream&) override {
+    for (const auto& node : nodes_) node();
+  }
+
+ private:
+  static constexpr int64_t kNodeBytes = 256;  // so that a ledger has something to count
+  const host_cuda::Recording nodes_;
+};
+
+// Memory that is there while it is open. One thread's.
+class HiddenMemory {
+ public:
+  static HiddenMemory& Get() {
+    static HiddenMemory memory;
+    return memory;
+  }
+  void* Map(size_t bytes) {
+    constexpr size_t kPage = 4096;
+    const size_t rounded = (bytes + kPage) / kPage * kPage;
+    void* data = mmap(nullptr, rounded, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) return nullptr;
+    mapped_[data] = rounded;
+    return data;
+  }
+  void Unmap(void* data) {
+    const auto it = mapped_.find(data);
+    munmap(it->first, it->second);
+    mapped_.erase(it);
+  }
+  void Open(bool open) {
+    for (const auto& [data, bytes] : mapped_) {
+      mprotect(data, bytes, open ? PROT_READ | PROT_WRITE : PROT_NONE);
+    }
+  }
+
+ private:
+  std::map<void*, size_t> mapped_;
+};
+
 class HostCudaStream final : public Stream {
  public:
-  explicit HostCudaStream(Device* device) : Stream(device, &cuda::kOps) {}
+  HostCudaStream(Device* device, bool hidden) : Stream(device, &cuda::kOps), hidden_(hidden) {}
   void Copy(void* dst, const void* src, size_t bytes) override {
-    if (bytes > 0) std::memmove(dst, src, bytes);
+    const auto copy = [=, this] {
+      if (hidden_) HiddenMemory::Get().Open(true);
+      if (bytes > 0) std::memmove(dst, src, bytes);
+      if (hidden_) HiddenMemory::Get().Open(false);
+    };
+    if (capturing_ == nullptr) return copy();
+    capturing_->push_back(copy);
   }
-  absl::Status Synchronize() override { return absl::OkStatus(); }
+  absl::Status Synchronize() override {
+    CHECK(capturing_ == nullptr) << "a capture cannot wait for the device";
+    return absl::OkStatus();
+  }
+  absl::StatusOr<std::unique_ptr<Graph>> Capture(const std::function<void()>& work) override {
+    host_cuda::Recording nodes;
+    capturing_ = &nodes;
+    work();
+    capturing_ = nullptr;
+    if (HostCudaTestHooks().captured) RETURN_IF_ERROR(HostCudaTestHooks().captured());
+    return std::make_unique<HostCudaGraph>(std::move(nodes));
+  }
+  host_cuda::Recording* capturing() const { return capturing_; }
+
+ private:
+  host_cuda::Recording* capturing_ = nullptr;
+  const bool hidden_;
 };
 
 class HostCudaDevice final : public Device {
  public:
-  HostCudaDevice() { spec_.name = "host_cuda"; }
+  explicit HostCudaDevice(bool hidden) : hidden_(hidden) {
+    spec_.name = "host_cuda";
+    spec_.multiprocessors = 2;  // so that persistent blocks have several items each
+    spec_.host_memory = !hidden;
+    if (!hidden) return;
+    host_cuda::DefaultOptions().around_launch = [](bool begins) {
+      HiddenMemory::Get().Open(begins);
+    };
+  }
+  ~HostCudaDevice() override {
+    if (hidden_) host_cuda::DefaultOptions().around_launch = nullptr;
+  }
   absl::StatusOr<Buffer> Allocate(size_t bytes) override {
+    allocated_bytes_ += static_cast<int64_t>(bytes);
+    if (hidden_) {
+      void* data = HiddenMemory::Get().Map(bytes);
+      if (data == nullptr)
+        return absl::ResourceExhaustedError(absl::StrCat("no memory for ", bytes, " bytes"));
+      return Buffer(data, bytes, [](void* memory, size_t) { HiddenMemory::Get().Unmap(memory); });
+    }
     constexpr size_t kAlignment = 256;
     const size_t rounded = (bytes + kAlignment) / kAlignment * kAlignment;
     void* data = std::aligned_alloc(kAlignment, rounded);
@@ -31,16 +123,28 @@ class HostCudaDevice final : public Device {
     return Buffer(data, bytes, [](void* memory, size_t) { std::free(memory); });
   }
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
-    return std::make_unique<HostCudaStream>(this);
+    return std::make_unique<HostCudaStream>(this, hidden_);
   }
+
+ private:
+  const bool hidden_;
 };
 
 }  // namespace
 
-std::unique_ptr<Device> NewHostCudaDevice() { return std::make_unique<HostCudaDevice>(); }
+HostCudaHooks& HostCudaTestHooks() {
+  static HostCudaHooks hooks;
+  return hooks;
+}
+
+std::unique_ptr<Device> NewHostCudaDevice(bool hidden) {
+  return std::make_unique<HostCudaDevice>(hidden);
+}
 
 namespace cuda {
-gpu::StreamHandle NativeHandle(Stream&) { return nullptr; }
+gpu::StreamHandle NativeHandle(Stream& stream) {
+  return static_cast<HostCudaStream&>(stream).capturing();
+}
 }  // namespace cuda
 
 }  // namespace trireme

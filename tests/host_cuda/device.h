@@ -1,13 +1,27 @@
 // A Device that runs the CUDA backend's kernels on the CPU, in the emulator: what a test of an op
-// opens beside "cpu" and "cuda". Launches are synchronous; memory is the host's.
+// opens beside "cpu" and "cuda". Launches are synchronous; memory is the host's. A stream captures
+// as CUDA's does: launches with their arguments, and copies with their addresses and sizes, are
+// kept by value and done again with each replay, so that a value which the host had in hand at the
+// capture stays as it was.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "kernels/device.h"
 
 namespace trireme {
 
-std::unique_ptr<Device> NewHostCudaDevice();
+// `hidden`: outside of copies and kernels the device's memory cannot be touched (the process gets a
+// SIGSEGV), as on a GPU. One such device at a time, used from one thread.
+std::unique_ptr<Device> NewHostCudaDevice(bool hidden = false);
+
+// For tests of captures: what they end with, and who hears of a graph's end. Empty: nothing
+// special.
+struct HostCudaHooks {
+  std::function<absl::Status()> captured;
+  std::function<void()> graph_gone;
+};
+HostCudaHooks& HostCudaTestHooks();
 
 }  // namespace trireme

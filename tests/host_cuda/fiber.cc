@@ -77,8 +77,14 @@ char* MapMemory(size_t bytes) {
   return static_cast<char*>(p);
 }
 
+// What is mapped here next is not poisoned.
+void UnmapMemory(char* memory, size_t bytes) {
+  Unpoison(memory, bytes);
+  munmap(memory, bytes);
+}
+
 Fiber::~Fiber() {
-  if (stack_ != nullptr) munmap(stack_, stack_bytes_);
+  if (stack_ != nullptr) UnmapMemory(stack_, stack_bytes_);
   if (owns_tsan_) __tsan_destroy_fiber(tsan_);
 }
 

@@ -43,5 +43,6 @@ void Poison(const void* address, size_t bytes);
 void Unpoison(const void* address, size_t bytes);
 
 char* MapMemory(size_t bytes);
+void UnmapMemory(char* memory, size_t bytes);
 
 }  // namespace host_cuda

@@ -25,7 +25,10 @@
 #include <functional>
 #include <source_location>
 #include <stdexcept>
+#include <tuple>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #undef __global__
 #undef __device__
@@ -59,8 +62,9 @@ enum class Order : uint8_t { kForward, kReverse, kShuffled };
 struct Options {
   Order order = Order::kShuffled;
   uint64_t seed = 1;
-  int workers = 1;                // OS threads; each runs whole blocks
-  size_t stack_bytes = 64 << 10;  // per CUDA thread
+  int workers = 1;                                 // OS threads; each runs whole blocks
+  size_t stack_bytes = 64 << 10;                   // per CUDA thread
+  std::function<void(bool begins)> around_launch;  // or none
 };
 Options& DefaultOptions();
 
@@ -69,12 +73,22 @@ struct KernelError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// What a stream that captures holds instead of doing it. A launch is kept as a graph's node keeps
+// it: the kernel, its geometry and its arguments by value.
+using Recording = std::vector<std::function<void()>>;
+
 struct Config {
   dim3 grid, block;
   size_t dynamic_smem = 0;
-  void* stream = nullptr;  // ignored: launches are synchronous
+  void* stream = nullptr;  // the Recording of a stream that captures; else null, and the launch
+                           // has been done when it returns
 };
 void LaunchRaw(const Config& config, const std::function<void()>& body, const Options& options);
+
+// Launches are done when they return, so a stream's order is the program's. No zeros: what a kernel
+// reads before it was written shows.
+void* AllocateInOrder(void* stream, size_t bytes);
+void FreeInOrder(void* stream, void* data);
 
 using Loc = std::source_location;
 
@@ -103,6 +117,14 @@ T ShuffleValue(uint32_t mask, T value, int src_lane, Loc loc) {
 
 template <class... P, class... A>
 void Launch(const Config& config, void (*kernel)(P...), A&&... args) {
+  if (config.stream != nullptr) {
+    auto replay = [config, kernel, values = std::tuple<P...>(static_cast<P>(args)...)] {
+      LaunchRaw(
+          config, [&] { std::apply(kernel, values); }, DefaultOptions());
+    };
+    static_cast<Recording*>(config.stream)->push_back(std::move(replay));
+    return;
+  }
   LaunchRaw(
       config, [&] { kernel(static_cast<P>(args)...); }, DefaultOptions());
 }
@@ -199,6 +221,8 @@ inline float __expf(float x) { return std::exp(x); }
 inline float __logf(float x) { return std::log(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline float __fmul_rn(float a, float b) { return a * b; }  // the build contracts nothing
+inline float __fadd_rn(float a, float b) { return a + b; }
 inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
 inline float __uint_as_float(uint32_t x) { return std::bit_cast<float>(x); }
 inline int __float_as_int(float x) { return std::bit_cast<int>(x); }

@@ -1,4 +1,6 @@
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <mutex>
 #include <numeric>
@@ -12,6 +14,16 @@ Options& DefaultOptions() {
   static Options options;
   return options;
 }
+
+void* AllocateInOrder(void* /*stream*/, size_t bytes) {
+  constexpr size_t kAlignment = 256;
+  const size_t rounded = (bytes + kAlignment) / kAlignment * kAlignment;
+  void* data = std::aligned_alloc(kAlignment, rounded);
+  if (data == nullptr) throw KernelError("no memory for scratch");
+  std::memset(data, 0xff, rounded);
+  return data;
+}
+void FreeInOrder(void* /*stream*/, void* data) { std::free(data); }
 
 void LaunchRaw(const Config& config, const std::function<void()>& body, const Options& options) {
   const dim3 g = config.grid, b = config.block;
@@ -45,12 +57,14 @@ void LaunchRaw(const Config& config, const std::function<void()>& body, const Op
       next = blocks;
     }
   };
+  if (options.around_launch) options.around_launch(true);
   if (options.workers <= 1) {
     work();
   } else {
     std::vector<std::jthread> pool;
     for (int i = 0; i < options.workers; ++i) pool.emplace_back(work);
   }
+  if (options.around_launch) options.around_launch(false);
   if (error) std::rethrow_exception(error);
 }
 

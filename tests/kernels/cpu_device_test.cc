@@ -99,5 +99,20 @@ TEST(CpuCeilingsTest, AreMeasuredAndOrdered) {
   EXPECT_GT(ceilings->matmul_flops_bf16, 2e8);
 }
 
+// f16 is multiplied as f32 here: neither stands for the other by accident.
+TEST(CpuCeilingsTest, EachTypeHasItsOwn) {
+  Ceilings sum;
+  const Ceilings one{1.0, 2.0, 3.0, 4.0};
+  sum.Add(one);
+  sum.Add(one);
+  EXPECT_EQ(sum.read_bytes_per_s, 2.0);
+  EXPECT_EQ(sum.MatMulFlops(DType::kF32), 4.0);
+  EXPECT_EQ(sum.MatMulFlops(DType::kBF16), 6.0);
+  EXPECT_EQ(sum.MatMulFlops(DType::kF16), 8.0);
+  const auto measured = MeasureCpuCeilings(TestDevice().stream());
+  ASSERT_TRUE(measured.ok());
+  EXPECT_EQ(measured->matmul_flops_f16, measured->matmul_flops_f32);
+}
+
 }  // namespace
 }  // namespace trireme

@@ -1,5 +1,6 @@
 // The shape and dtype rules of ops.h end the process with a line that names what is wrong; the cost
 // formulas count what a naive loop would.
+#include "kernels/sampling.h"
 #include "tests/testing.h"
 
 namespace trireme {
@@ -99,6 +100,60 @@ TEST(OpCostTest, MatMulMovesEveryOperandOnce) {
   const OpCost cost = MatMulCost(3, 10, 20, DType::kF32, DType::kBF16);
   EXPECT_EQ(cost.flops, 2.0 * 3 * 10 * 20);
   EXPECT_EQ(cost.bytes, 10 * 20 * 2 + 3 * 20 * 4 + 3 * 10 * 4);
+}
+
+// What a loop over every element of [T, H] reads, writes and computes.
+struct LoopCount {
+  double flops = 0, bytes = 0;
+  void Each(int64_t elements, int flops_each, int tensors, DType dtype) {
+    for (int64_t i = 0; i < elements; ++i) {
+      flops += flops_each;
+      for (int tensor = 0; tensor < tensors; ++tensor) bytes += static_cast<double>(SizeOf(dtype));
+    }
+  }
+};
+
+void ExpectCost(const OpCost& cost, const LoopCount& loop) {
+  EXPECT_EQ(cost.flops, loop.flops);
+  EXPECT_EQ(cost.bytes, loop.bytes);
+}
+
+TEST(OpCostTest, AddReadsTwoAndWritesOne) {
+  for (const DType act : {DType::kF32, DType::kBF16}) {
+    LoopCount loop;
+    loop.Each(7 * 33, 1, 3, act);
+    ExpectCost(AddCost(7, 33, act), loop);
+  }
+}
+
+// Square, sum, scale by the root and by the weight; the weight itself is read once.
+TEST(OpCostTest, RmsNormReadsOneWritesOneAndTheWeight) {
+  LoopCount loop;
+  loop.Each(7 * 33, 4, 2, DType::kBF16);
+  loop.Each(33, 0, 1, DType::kBF16);
+  ExpectCost(RmsNormCost(7, 33, DType::kBF16), loop);
+}
+
+TEST(OpCostTest, AddRmsNormSavesReadingTheSumAgain) {
+  const OpCost add = AddCost(7, 33, DType::kBF16), norm = RmsNormCost(7, 33, DType::kBF16);
+  const OpCost fused = AddRmsNormCost(7, 33, DType::kBF16);
+  EXPECT_EQ(fused.flops, add.flops + norm.flops);
+  EXPECT_EQ(fused.bytes, add.bytes + norm.bytes - 7 * 33 * 2);
+}
+
+TEST(OpCostTest, GatherRowsCopiesRowsAndReadsTheirIndices) {
+  LoopCount loop;
+  loop.Each(5 * 19, 0, 2, DType::kF16);
+  loop.Each(5, 0, 1, DType::kI32);
+  ExpectCost(GatherRowsCost(5, 19, DType::kF16), loop);
+}
+
+TEST(OpCostTest, PenalizeLogitsTouchesItsPlacesAlone) {
+  LoopCount loop;
+  loop.Each(9, 0, 2, DType::kI32);  // row and column
+  loop.Each(9, 2, 2, DType::kF32);  // repetition and subtract
+  loop.Each(9, 0, 3, DType::kF32);  // the logit read, written, and kept in `before`
+  ExpectCost(PenalizeLogitsCost(9), loop);
 }
 
 }  // namespace

@@ -1,0 +1,76 @@
+// Which kernels compute attention, and what they need: pure functions, tested without a GPU.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/dtype.h"
+
+namespace trireme::cuda {
+
+struct AttentionDesc {
+  DType dtype = DType::kBF16;
+  int64_t head_dim = 128;
+  int64_t heads_per_group = 1;           // query heads that read one kv head
+  int64_t max_kv_len = 0;                // the page tables' capacity
+  int64_t min_q_len = 0, max_q_len = 0;  // of the batch's sequences; 0 = unknown
+  int64_t decode_q_len = 1;  // queries of a sequence that the workspace has room for; 0 = none
+  bool aligned = true;       // pairs of elements of q and out begin on 4 bytes
+};
+
+struct AttentionChoice {
+  bool plain = false;    // a warp for a row: any type and head_dim; alone
+  bool decode = false;   // split keys: sequences of at most decode_q_len queries
+  bool prefill = false;  // 128 packed rows a block: all others
+  int64_t decode_q_len = 0;
+  int64_t split_keys = 0;
+  int64_t max_splits = 0;
+};
+
+// One mma's rows: a decode block takes all queries of a group at once.
+inline constexpr int64_t kDecodeRows = 16;
+// 256 keys of D = 128 are 128 KiB, long against a block's start; their merge costs G / 64 of that.
+inline constexpr int64_t kSplitKeys = 256, kMaxSplits = 64;
+
+constexpr bool HasTiledAttention(DType dtype, int64_t head_dim) {
+  const bool tensor_type = dtype == DType::kBF16 || dtype == DType::kF16;
+  return tensor_type &&
+         (head_dim == 64 || head_dim == 80 || head_dim == 96 || head_dim == 128 || head_dim == 256);
+}
+
+// Between decode and prefill the choice changes no bit of a row (attention_tile.cuh). split_keys
+// hangs on the capacity alone, which is the server's for all batches.
+constexpr AttentionChoice SelectAttention(const AttentionDesc& d) {
+  AttentionChoice choice;
+  if (!HasTiledAttention(d.dtype, d.head_dim) || !d.aligned) {
+    choice.plain = true;
+    return choice;
+  }
+  choice.split_keys = kSplitKeys;
+  while (choice.split_keys * kMaxSplits < d.max_kv_len) choice.split_keys *= 2;
+  choice.max_splits =
+      std::max<int64_t>(1, (d.max_kv_len + choice.split_keys - 1) / choice.split_keys);
+  choice.decode_q_len = std::min(d.decode_q_len, kDecodeRows / d.heads_per_group);
+  choice.decode = choice.decode_q_len > 0 && d.min_q_len <= choice.decode_q_len;
+  choice.prefill = d.max_q_len == 0 || d.max_q_len > choice.decode_q_len;
+  return choice;
+}
+
+// A decode launch's workspace: the splits' partial results at its front, a counter for each
+// sequence and kv head at its back. A launch of fewer sequences than the workspace was made for
+// takes less of both, and its partial results stay clear of the counters of all others, which must
+// be zero.
+struct DecodeWorkspace {
+  int64_t groups = 0;  // sequences * kv heads
+  int64_t max_splits = 0;
+  int64_t rows = 0;  // decode_q_len * heads_per_group
+  int64_t head_dim = 0;
+  constexpr int64_t counter_bytes() const { return (groups * 4 + 255) / 256 * 256; }
+  // Of one split: [rows, D] sums, [rows] largest scores, [rows] weight sums; f32.
+  constexpr int64_t partial_floats() const { return rows * (head_dim + 2); }
+  constexpr int64_t bytes() const {
+    return counter_bytes() + groups * max_splits * partial_floats() * 4;
+  }
+};
+
+}  // namespace trireme::cuda

@@ -1,0 +1,156 @@
+// y = x W^T for up to 16 rows, one mma's worth: bound by reading W. A warp takes 16 columns and
+// every kWarps-th segment of k; W goes from memory into registers, 128 k's ahead of the mma; the
+// warps' segments meet in shared memory and are added in order.
+//
+// In flight: 16 columns x 128 k x 2 bytes = 4 KiB a warp, 16 warps an SM at 128 registers: 64 KiB,
+// where 4.8 TB/s x 0.7 us / 132 SMs = 25 KiB are needed.
+#include <algorithm>
+
+#include "kernels/cuda/matmul_launch.h"
+
+namespace trireme::cuda {
+namespace {
+
+constexpr int kWarps = 8, kColumns = 16, kAhead = 128, kBlocks = kAhead / kPermutedBlock;
+
+// One warp's columns of W, a chunk of kAhead k's at a time: W[n0 + lane / 4 + 8 i], the lane's 16
+// bytes of each permuted stretch.
+struct WeightChunk {
+  uint4 w[2][kBlocks];
+};
+
+// The chunks that a warp walks through: those of segments first, first + step, ...
+struct Cursor {
+  int segment, k;
+  __device__ bool inside(int segments) const { return segment < segments; }
+  __device__ int end(int k_end) const { return min((segment + 1) * kSegment, k_end); }
+  __device__ Cursor Next(int k_end, int step) const {
+    if (k + kAhead < end(k_end)) return {segment, k + kAhead};
+    return {segment + step, (segment + step) * kSegment};
+  }
+};
+
+template <typename T>
+__device__ inline void LoadWeights(const T* const (&rows)[2], int k, int k_end,
+                                   WeightChunk& chunk) {
+  const int lane = gpu::LaneId();
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int at = k + b * kPermutedBlock;
+      chunk.w[i][b] =
+          at < k_end
+              ? gpu::LoadStreaming(reinterpret_cast<const uint4*>(rows[i] + at + lane % 4 * 8))
+              : uint4{};
+    }
+  }
+}
+
+// Rows lane / 4 and lane / 4 + 8 of x as A fragments of one mma from k on.
+template <typename T>
+__device__ inline void LoadInputs(const T* const (&x)[2], int k, uint32_t (&a)[4]) {
+  const int column = k + gpu::LaneId() % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      a[part * 2 + i] =
+          x[i] == nullptr ? 0u : *reinterpret_cast<const uint32_t*>(x[i] + column + part * 8);
+    }
+  }
+}
+
+template <typename T>
+__device__ inline void MultiplyChunk(const T* const (&x)[2], const WeightChunk& chunk, int k,
+                                     int k_end, float (&sums)[2][4]) {
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b) {
+    const int at = k + b * kPermutedBlock;
+    if (at >= k_end) break;
+    uint32_t a[2][4];
+    LoadInputs(x, at, a[0]);
+    LoadInputs(x, at + 16, a[1]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint4& w = chunk.w[i][b];
+      const uint32_t first[2] = {w.x, w.y}, second[2] = {w.z, w.w};
+      gpu::Mma(sums[i], a[0], first, T{});
+      gpu::Mma(sums[i], a[1], second, T{});
+    }
+  }
+}
+
+// warps_per_group warps share 16 columns; 1, 2, 4 or 8.
+template <typename T, typename Y>
+__global__ void __launch_bounds__(kWarps * 32, 2)
+    MatMulStream(MatMulArguments<T, Y> a, int warps_per_group) {
+  GPU_DYNAMIC_SHARED(partial, float);  // [groups, segments, 16 rows, 16 columns]
+  const int lane = gpu::LaneId(), warp = threadIdx.x / 32;
+  const int groups = kWarps / warps_per_group, group = warp / warps_per_group;
+  const int segments = (a.k + kSegment - 1) / kSegment;
+  const int n0 = (static_cast<int>(blockIdx.x) * groups + group) * kColumns;
+  const T *w[2], *x[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    // Columns beyond the last read the last one's weights and are not written.
+    w[i] = a.w + int64_t{min(n0 + i * 8 + lane / 4, a.n - 1)} * a.k;
+    const int row = lane / 4 + i * 8;
+    x[i] = row < a.rows ? a.x + row * a.x_stride : nullptr;
+  }
+  Cursor at{warp % warps_per_group, warp % warps_per_group * kSegment};
+  WeightChunk chunk, next_chunk;
+  float sums[2][4] = {};
+  if (at.inside(segments)) LoadWeights(w, at.k, at.end(a.k), chunk);
+  while (at.inside(segments)) {
+    const Cursor next = at.Next(a.k, warps_per_group);
+    if (next.inside(segments)) LoadWeights(w, next.k, next.end(a.k), next_chunk);
+    MultiplyChunk(x, chunk, at.k, at.end(a.k), sums);
+    if (next.segment != at.segment) {
+      float* to = partial + (group * segments + at.segment) * 16 * kColumns;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int part = 0; part < 4; ++part) {
+          to[(lane / 4 + part / 2 * 8) * kColumns + i * 8 + lane % 4 * 2 + part % 2] =
+              sums[i][part];
+          sums[i][part] = 0.0f;
+        }
+      }
+    }
+    chunk = next_chunk;
+    at = next;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < groups * a.rows * kColumns; i += kWarps * 32) {
+    const int g = i / (a.rows * kColumns), row = i / kColumns % a.rows, c = i % kColumns;
+    const int column = (static_cast<int>(blockIdx.x) * groups + g) * kColumns + c;
+    if (column >= a.n) continue;
+    const float* from = partial + (g * segments * 16 + row) * kColumns + c;
+    float sum = from[0];
+    for (int s = 1; s < segments; ++s) sum = __fadd_rn(sum, from[s * 16 * kColumns]);
+    Finish(a, row, column, sum);
+  }
+}
+
+}  // namespace
+
+template <typename T, typename Y>
+void LaunchMatMulStream(gpu::StreamHandle handle, const MatMulArguments<T, Y>& a) {
+  const int segments = (a.k + kSegment - 1) / kSegment;
+  int warps_per_group = 1;
+  while (warps_per_group < kWarps && warps_per_group < segments) warps_per_group *= 2;
+  const int groups = kWarps / warps_per_group, columns = groups * kColumns;
+  const size_t smem = sizeof(float) * groups * segments * 16 * kColumns;
+  gpu::Launch(
+      {dim3(static_cast<unsigned>((a.n + columns - 1) / columns)), dim3(kWarps * 32), smem, handle},
+      MatMulStream<T, Y>, a, warps_per_group);
+}
+
+template void LaunchMatMulStream(gpu::StreamHandle,
+                                 const MatMulArguments<__nv_bfloat16, __nv_bfloat16>&);
+template void LaunchMatMulStream(gpu::StreamHandle, const MatMulArguments<__nv_bfloat16, float>&);
+template void LaunchMatMulStream(gpu::StreamHandle, const MatMulArguments<__half, __half>&);
+template void LaunchMatMulStream(gpu::StreamHandle, const MatMulArguments<__half, float>&);
+
+}  // namespace trireme::cuda

@@ -1,0 +1,179 @@
+// y = x W^T on the tensor cores for many rows: tiles of x and W through shared memory with
+// cp.async, several stages ahead.
+#include "kernels/cuda/matmul_launch.h"
+
+namespace trireme::cuda {
+namespace {
+
+constexpr int kStep = 64;           // k's of a stage
+constexpr int kXPitch = kStep + 8;  // 144 bytes: the rows of an ldmatrix lie in different banks
+constexpr int kStretches = kStep / kPermutedBlock;
+
+// kRowWarps x kColumnWarps warps of kRowTiles x kColumnTiles mma tiles of 16 x 8.
+template <int kRowWarps_, int kColumnWarps_, int kRowTiles_, int kColumnTiles_, int kStages_>
+struct Tiling {
+  static constexpr int kRowWarps = kRowWarps_, kRowTiles = kRowTiles_;
+  static constexpr int kColumnTiles = kColumnTiles_, kStages = kStages_;
+  static constexpr int kThreads = kRowWarps * kColumnWarps_ * 32;
+  static constexpr int kRows = kRowWarps * kRowTiles * 16;
+  static constexpr int kColumns = kColumnWarps_ * kColumnTiles * 8;
+};
+// 64 x 64: 17 KiB a stage, three blocks an SM. 128 x 128: 34 KiB a stage, one block of eight warps
+// with 128 registers of sums each.
+using Small = Tiling<2, 2, 2, 4, 4>;
+using Large = Tiling<2, 4, 4, 4, 4>;
+
+template <typename T, typename Tile>
+struct Stage {
+  T x[Tile::kRows][kXPitch];
+  // A row of a stretch is 64 bytes, two rows are all banks: lanes load 16 bytes without conflict.
+  T w[kStretches][Tile::kColumns][kPermutedBlock];
+};
+
+template <typename T, typename Y, typename Tile>
+class TileProduct {
+ public:
+  __device__ TileProduct(const MatMulArguments<T, Y>& a, Stage<T, Tile>* stages)
+      : a_(a),
+        stages_(stages),
+        m0_(static_cast<int>(blockIdx.x) * Tile::kRows),
+        n0_(static_cast<int>(blockIdx.y) * Tile::kColumns),
+        warp_row_(static_cast<int>(threadIdx.x) / 32 % Tile::kRowWarps * Tile::kRowTiles * 16),
+        warp_column_(static_cast<int>(threadIdx.x) / 32 / Tile::kRowWarps * Tile::kColumnTiles *
+                     8) {}
+
+  __device__ void Run() {
+    const int steps = (a_.k + kStep - 1) / kStep;
+#pragma unroll
+    for (int s = 0; s < Tile::kStages - 1; ++s) Load(s, s * kStep);
+    for (int step = 0; step < steps; ++step) {
+      gpu::CpAsyncWait<Tile::kStages - 2>();
+      __syncthreads();  // this stage is here, and all are done with the one that is loaded next
+      const int ahead = step + Tile::kStages - 1;
+      Load(ahead % Tile::kStages, ahead * kStep);
+      Multiply(stages_[step % Tile::kStages]);
+      if ((step + 1) * kStep % kSegment == 0 || step + 1 == steps)
+        EndSegment(step * kStep < kSegment);
+    }
+    gpu::CpAsyncWait<0>();
+    Write();
+  }
+
+ private:
+  // Zeros beyond the edges; k is a multiple of 32, so a 16-byte piece is inside or outside.
+  __device__ void Load(int stage, int k0) {
+    Stage<T, Tile>& to = stages_[stage];
+    constexpr int kPieces = kStep / 8;
+    for (int i = threadIdx.x; i < Tile::kRows * kPieces; i += Tile::kThreads) {
+      const int r = i / kPieces, c = i % kPieces * 8;
+      const bool inside = m0_ + r < a_.rows && k0 + c < a_.k;
+      gpu::CpAsync16(&to.x[r][c], inside ? a_.x + (m0_ + r) * a_.x_stride + k0 + c : a_.x,
+                     inside ? 16 : 0);
+    }
+    for (int i = threadIdx.x; i < Tile::kColumns * kPieces; i += Tile::kThreads) {
+      const int r = i / kPieces, c = i % kPieces * 8;
+      const bool inside = n0_ + r < a_.n && k0 + c < a_.k;
+      gpu::CpAsync16(&to.w[c / kPermutedBlock][r][c % kPermutedBlock],
+                     inside ? a_.w + int64_t{n0_ + r} * a_.k + k0 + c : a_.w, inside ? 16 : 0);
+    }
+    gpu::CpAsyncCommit();
+  }
+
+  __device__ void Multiply(const Stage<T, Tile>& stage) {
+    const int lane = gpu::LaneId();
+#pragma unroll
+    for (int stretch = 0; stretch < kStretches; ++stretch) {
+      uint4 w[Tile::kColumnTiles];
+#pragma unroll
+      for (int j = 0; j < Tile::kColumnTiles; ++j) {
+        w[j] = gpu::Load16(&stage.w[stretch][warp_column_ + j * 8 + lane / 4][lane % 4 * 8]);
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        uint32_t x[Tile::kRowTiles][4];
+#pragma unroll
+        for (int i = 0; i < Tile::kRowTiles; ++i) {
+          gpu::LdMatrixX4(x[i], &stage.x[warp_row_ + i * 16 + lane % 16]
+                                        [stretch * kPermutedBlock + half * 16 + lane / 16 * 8]);
+        }
+#pragma unroll
+        for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+          for (int j = 0; j < Tile::kColumnTiles; ++j) {
+            const uint32_t pair[2] = {half == 0 ? w[j].x : w[j].z, half == 0 ? w[j].y : w[j].w};
+            gpu::Mma(segment_[i][j], x[i], pair, T{});
+          }
+        }
+      }
+    }
+  }
+
+  __device__ void EndSegment(bool first) {
+#pragma unroll
+    for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+      for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+        for (int part = 0; part < 4; ++part) {
+          float& sum = sums_[i][j][part];
+          sum = first ? segment_[i][j][part] : __fadd_rn(sum, segment_[i][j][part]);
+          segment_[i][j][part] = 0.0f;
+        }
+      }
+    }
+  }
+
+  __device__ void Write() const {
+    const int lane = gpu::LaneId();
+#pragma unroll
+    for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
+      for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
+        for (int part = 0; part < 4; ++part) {
+          const int row = m0_ + warp_row_ + i * 16 + lane / 4 + part / 2 * 8;
+          const int column = n0_ + warp_column_ + j * 8 + lane % 4 * 2 + part % 2;
+          if (row < a_.rows && column < a_.n) Finish(a_, row, column, sums_[i][j][part]);
+        }
+      }
+    }
+  }
+
+  const MatMulArguments<T, Y>& a_;
+  Stage<T, Tile>* const stages_;
+  const int m0_, n0_, warp_row_, warp_column_;
+  float segment_[Tile::kRowTiles][Tile::kColumnTiles][4] = {};
+  float sums_[Tile::kRowTiles][Tile::kColumnTiles][4];
+};
+
+template <typename T, typename Y, typename Tile>
+__global__ void __launch_bounds__(Tile::kThreads) MatMulTiles(MatMulArguments<T, Y> a) {
+  using Memory = Stage<T, Tile>;
+  GPU_DYNAMIC_SHARED(stages, Memory);
+  TileProduct<T, Y, Tile>(a, stages).Run();
+}
+
+template <typename Tile, typename T, typename Y>
+void Launch(gpu::StreamHandle handle, const MatMulArguments<T, Y>& a) {
+  // Row tiles side by side: the blocks that run together share their tiles of W.
+  const dim3 grid(static_cast<unsigned>((a.rows + Tile::kRows - 1) / Tile::kRows),
+                  static_cast<unsigned>((a.n + Tile::kColumns - 1) / Tile::kColumns));
+  gpu::Launch({grid, dim3(Tile::kThreads), Tile::kStages * sizeof(Stage<T, Tile>), handle},
+              MatMulTiles<T, Y, Tile>, a);
+}
+
+}  // namespace
+
+template <typename T, typename Y>
+void LaunchMatMulTiles(gpu::StreamHandle handle, bool large, const MatMulArguments<T, Y>& a) {
+  large ? Launch<Large>(handle, a) : Launch<Small>(handle, a);
+}
+
+template void LaunchMatMulTiles(gpu::StreamHandle, bool,
+                                const MatMulArguments<__nv_bfloat16, __nv_bfloat16>&);
+template void LaunchMatMulTiles(gpu::StreamHandle, bool,
+                                const MatMulArguments<__nv_bfloat16, float>&);
+template void LaunchMatMulTiles(gpu::StreamHandle, bool, const MatMulArguments<__half, __half>&);
+template void LaunchMatMulTiles(gpu::StreamHandle, bool, const MatMulArguments<__half, float>&);
+
+}  // namespace trireme::cuda

@@ -1,0 +1,133 @@
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/check.h"
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/device.h"
+#include "kernels/status.h"
+
+namespace trireme::cuda {
+namespace {
+
+class CudaGraph final : public Graph {
+ public:
+  CudaGraph(cudaGraphExec_t executable, int64_t bytes) : Graph(bytes), executable_(executable) {}
+  ~CudaGraph() override { cudaGraphExecDestroy(executable_); }
+  void Replay(Stream& stream) override {
+    const cudaError_t error =
+        cudaGraphLaunch(executable_, static_cast<CudaStream&>(stream).handle());
+    CHECK(error == cudaSuccess) << "graph launch: " << cudaGetErrorString(error);
+  }
+
+ private:
+  cudaGraphExec_t executable_;
+};
+
+int64_t FreeBytes() {
+  size_t free_bytes = 0, total = 0;
+  cudaMemGetInfo(&free_bytes, &total);
+  return static_cast<int64_t>(free_bytes);
+}
+
+}  // namespace
+
+absl::Status StatusOf(cudaError_t error, const std::string& what) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat(what, ": ", cudaGetErrorString(error)));
+}
+
+gpu::StreamHandle NativeHandle(Stream& stream) { return static_cast<CudaStream&>(stream).handle(); }
+
+CudaStream::CudaStream(Device* device, int device_index, bool waits_for_copies, cudaStream_t handle)
+    : Stream(device, &kOps),
+      device_index_(device_index),
+      waits_for_copies_(waits_for_copies),
+      handle_(handle) {}
+
+CudaStream::~CudaStream() { cudaStreamDestroy(handle_); }
+
+cudaStream_t CudaStream::handle() const {
+  // A process has one GPU, so a thread that has been here needs nothing more.
+  thread_local int current = -1;
+  if (current != device_index_) {
+    CHECK(cudaSetDevice(device_index_) == cudaSuccess) << device().spec().name;
+    current = device_index_;
+  }
+  return handle_;
+}
+
+void CudaStream::Copy(void* dst, const void* src, size_t bytes) {
+  if (bytes == 0) return;
+  cudaError_t error = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, handle_);
+  if (waits_for_copies_ && error == cudaSuccess) error = cudaStreamSynchronize(handle_);
+  if (error_ == cudaSuccess) error_ = error;  // surfaces in Synchronize
+}
+
+absl::Status CudaStream::WatchesHealthy() const {
+  for (const WatchEntry& watch : watches_) RETURN_IF_ERROR(watch.healthy());
+  return absl::OkStatus();
+}
+
+absl::Status CudaStream::Synchronize() {
+  using Clock = std::chrono::steady_clock;
+  cudaError_t error = error_;
+  if (watches_.empty()) {
+    const cudaError_t waited = cudaStreamSynchronize(handle_);
+    return StatusOf(error != cudaSuccess ? error : waited, device().spec().name);
+  }
+  constexpr auto kInterval = std::chrono::milliseconds(1);
+  auto next_look = Clock::now() + kInterval;
+  cudaError_t state = cudaStreamQuery(handle_);
+  for (; state == cudaErrorNotReady; state = cudaStreamQuery(handle_)) {
+    if (Clock::now() < next_look) continue;
+    RETURN_IF_ERROR(WatchesHealthy());
+    next_look = Clock::now() + kInterval;
+  }
+  // Once more at the end, for who keeps account of what the stream has done.
+  RETURN_IF_ERROR(WatchesHealthy());
+  return StatusOf(error != cudaSuccess ? error : state, device().spec().name);
+}
+
+absl::StatusOr<std::unique_ptr<Graph>> CudaStream::Capture(const std::function<void()>& work) {
+  const std::string what = absl::StrCat(device().spec().name, ": capturing a graph");
+  RETURN_IF_ERROR(Synchronize());
+  const int64_t free_before = FreeBytes();
+  RETURN_IF_ERROR(
+      StatusOf(cudaStreamBeginCapture(handle_, cudaStreamCaptureModeThreadLocal), what));
+  work();
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  cudaError_t error = cudaStreamEndCapture(handle_, &graph);
+  // What a copy in `work` was refused is this capture's error, not that of the stream's next wait.
+  if (const cudaError_t of_copy = std::exchange(error_, cudaSuccess); of_copy != cudaSuccess)
+    error = of_copy;
+  if (error == cudaSuccess) error = cudaGraphInstantiate(&executable, graph, 0);
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  if (error == cudaSuccess) error = cudaGraphUpload(executable, handle_);
+  absl::Status status = error == cudaSuccess ? Synchronize() : StatusOf(error, what);
+  if (error == cudaErrorMemoryAllocation) {
+    status = absl::ResourceExhaustedError(absl::StrCat(
+        what, ": no memory is left for it: lower --kv-cache-memory or --max-num-seqs"));
+  }
+  if (!status.ok()) {
+    if (executable != nullptr) cudaGraphExecDestroy(executable);
+    cudaGetLastError();  // clears it: the next launch would take it for its own
+    return status;
+  }
+  return std::make_unique<CudaGraph>(executable, std::max<int64_t>(0, free_before - FreeBytes()));
+}
+
+void CudaStream::Watch(const void* owner, std::function<absl::Status()> healthy) {
+  for (const WatchEntry& watch : watches_) {
+    if (watch.owner == owner) return;
+  }
+  watches_.push_back({owner, std::move(healthy)});
+}
+
+void CudaStream::EndWatch(const void* owner) {
+  std::erase_if(watches_, [owner](const WatchEntry& watch) { return watch.owner == owner; });
+}
+
+}  // namespace trireme::cuda

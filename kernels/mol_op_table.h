@@ -1,0 +1,21 @@
+// One function pointer per MoL op and backend, reached through OpTable::mol. Only mol_ops.cc calls
+// through it, after the shapes were checked.
+#pragma once
+
+#include "kernels/mol_ops.h"
+
+namespace trireme {
+
+struct MolOpTable {
+  decltype(&PackMolGate) pack_gate;
+  decltype(&Silu) silu;
+  decltype(&GeluAndMul) gelu_and_mul;
+  decltype(&L2Normalize) l2_normalize;
+  decltype(&MolStore) store;
+  decltype(&MolSearch) search;
+  decltype(&MolAverageTopK) average_topk;
+  decltype(&MolLogitTopK) logit_topk;
+  decltype(&MolRescore) rescore;
+};
+
+}  // namespace trireme

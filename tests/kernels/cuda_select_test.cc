@@ -1,0 +1,84 @@
+// The choices of kernels, which are pure functions, without a GPU and without CUDA.
+#include <gtest/gtest.h>
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/matmul_select.h"
+
+namespace trireme::cuda {
+namespace {
+
+TEST(SelectMatMulTest, RowsAndTypeDecide) {
+  EXPECT_EQ(SelectMatMul({.rows = 1}), MatMulKernel::kStream);
+  EXPECT_EQ(SelectMatMul({.rows = kFewRowsLimit, .n = 128256}), MatMulKernel::kStream);
+  EXPECT_EQ(SelectMatMul({.rows = kFewRowsLimit + 1}), MatMulKernel::kTiles);
+  EXPECT_EQ(SelectMatMul({.dtype = DType::kF16, .rows = 512, .n = 4096}), MatMulKernel::kTiles);
+  EXPECT_EQ(SelectMatMul({.rows = 512, .n = 28672}), MatMulKernel::kLargeTiles);
+  EXPECT_EQ(SelectMatMul({.rows = 8192, .n = 4096}), MatMulKernel::kLargeTiles);
+  EXPECT_EQ(SelectMatMul({.dtype = DType::kF32, .rows = 100}), MatMulKernel::kPlain);
+  EXPECT_EQ(SelectMatMul({.rows = 1, .permuted = false}), MatMulKernel::kPlain);
+  EXPECT_EQ(SelectMatMul({.rows = 1, .vectorizable = false}), MatMulKernel::kPlain);
+}
+
+AttentionChoice Select(int64_t min_q_len, int64_t max_q_len, int64_t decode_q_len = 1,
+                       int64_t heads_per_group = 4) {
+  return SelectAttention({.heads_per_group = heads_per_group,
+                          .max_kv_len = 8192,
+                          .min_q_len = min_q_len,
+                          .max_q_len = max_q_len,
+                          .decode_q_len = decode_q_len});
+}
+
+TEST(SelectAttentionTest, EverySequenceIsTakenByExactlyOneKernel) {
+  for (int64_t heads : {1, 4, 16, 40}) {
+    for (int64_t decode_q_len : {0, 1, 4, 8}) {
+      for (int64_t low = 0; low <= 20; ++low) {
+        for (int64_t high = low; high <= 20; ++high) {
+          const AttentionChoice choice = Select(low, high, decode_q_len, heads);
+          ASSERT_FALSE(choice.plain);
+          for (int64_t q_len = std::max<int64_t>(low, 1); q_len <= high; ++q_len) {
+            // As the kernels themselves decide it.
+            const int64_t limit = choice.decode ? choice.decode_q_len : 0;
+            ASSERT_TRUE(q_len <= limit ? choice.decode : choice.prefill)
+                << q_len << " of " << low << ".." << high;
+            if (q_len <= limit) {
+              ASSERT_LE(q_len * heads, kDecodeRows);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(SelectAttentionTest, NoKernelRunsForNothing) {
+  EXPECT_FALSE(Select(1, 1).prefill);
+  EXPECT_TRUE(Select(1, 1).decode);
+  EXPECT_FALSE(Select(2, 100).decode);
+  EXPECT_TRUE(Select(1, 100).decode && Select(1, 100).prefill);
+  EXPECT_TRUE(Select(0, 0).decode && Select(0, 0).prefill) << "unknown lengths need both";
+  EXPECT_FALSE(Select(0, 0, 0).decode) << "no workspace";
+  EXPECT_FALSE(Select(1, 1, 1, 40).decode) << "a group wider than an mma";
+}
+
+TEST(SelectAttentionTest, SplitsHangOnTheCapacityAloneAndAreFew) {
+  EXPECT_EQ(Select(1, 1).split_keys, kSplitKeys);
+  EXPECT_EQ(Select(1, 1).split_keys, Select(50, 1000).split_keys);
+  for (int64_t capacity : {1, 255, 256, 257, 16384, 16385, 131072, 1 << 20}) {
+    const AttentionChoice choice = SelectAttention({.max_kv_len = capacity});
+    EXPECT_LE(choice.max_splits, kMaxSplits);
+    EXPECT_GE(choice.max_splits * choice.split_keys, capacity);
+    EXPECT_EQ(choice.split_keys % 64, 0) << "tiles of keys do not cross splits";
+  }
+}
+
+TEST(SelectAttentionTest, WhatTensorCoresDoNotTakeIsPlain) {
+  EXPECT_TRUE(SelectAttention({.dtype = DType::kF32}).plain);
+  EXPECT_TRUE(SelectAttention({.head_dim = 72}).plain);
+  EXPECT_TRUE(SelectAttention({.aligned = false}).plain);
+  for (int64_t d : {64, 80, 96, 128, 256}) {
+    EXPECT_FALSE(SelectAttention({.dtype = DType::kF16, .head_dim = d}).plain);
+  }
+}
+
+}  // namespace
+}  // namespace trireme::cuda
