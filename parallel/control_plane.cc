@@ -4,18 +4,22 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <atomic>
 #include <climits>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <list>
+#include <mutex>
 #include <unordered_map>
 #include <utility>
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
+#include "kernels/status.h"
+#include "parallel/failure_detector.h"
 #include "parallel/mpi_check.h"
 #include "parallel/mpi_environment.h"
 
@@ -30,11 +34,12 @@ constexpr int kFatalExitCode = 134;
 // a few microseconds.
 constexpr int kSpins = 50;
 
-void AbortJob() {
-  int initialized = 0, finalized = 0;
-  MPI_Initialized(&initialized);
-  MPI_Finalized(&finalized);
-  if (initialized && !finalized) MPI_Abort(MPI_COMM_WORLD, kFatalExitCode);
+// Of the process's one MPI session; a failed CHECK goes through it.
+std::atomic<FailureDetector*> g_detector{nullptr};
+
+void AbortJob(const std::string& message) {
+  if (FailureDetector* detector = g_detector.load()) detector->Fail(message, kFatalExitCode);
+  mpi_internal::AbortMpi(kFatalExitCode);
 }
 
 int IntCount(size_t bytes) {
@@ -96,6 +101,13 @@ void FatalMpiError(int code, const char* call, const char* file, int line) {
   if (MPI_Error_string(code, text, &length) != MPI_SUCCESS) length = 0;
   Fatal(file, line, absl::StrCat(call, " failed: ", std::string(text, length)));
 }
+
+void AbortMpi(int exit_code) {
+  int initialized = 0, finalized = 0;
+  MPI_Initialized(&initialized);
+  MPI_Finalized(&finalized);
+  if (initialized && !finalized) MPI_Abort(MPI_COMM_WORLD, exit_code);
+}
 }  // namespace mpi_internal
 
 struct ControlPlane::Impl {
@@ -104,6 +116,7 @@ struct ControlPlane::Impl {
     MPI_Request request = MPI_REQUEST_NULL;
   };
 
+  std::mutex mutex;  // of the point-to-point messages, which any thread may send and look for
   MPI_Comm collectives = MPI_COMM_NULL;
   MPI_Comm messages = MPI_COMM_NULL;
   // List nodes never move, so MPI may hold pointers into them; spare ones are reused without
@@ -158,6 +171,10 @@ absl::StatusOr<std::unique_ptr<ControlPlane>> ControlPlane::Start(int* argc, cha
                                 &host));
   MPI_CHECK(MPI_Comm_rank(host, &plane->local_rank_));
   MPI_CHECK(MPI_Comm_size(host, &plane->local_size_));
+  // Of a few steps to everybody: how many are on their way at once is left to chance.
+  constexpr int kSpares = 64;
+  for (int i = 0; i < std::min(4 * plane->size_, kSpares); ++i)
+    plane->impl_->spare.emplace_back().bytes.reserve(4096);
   MPI_CHECK(MPI_Comm_free(&host));
   MPI_CHECK(MPI_Comm_dup(MPI_COMM_WORLD, &impl.collectives));
   MPI_CHECK(MPI_Comm_dup(MPI_COMM_WORLD, &impl.messages));
@@ -165,16 +182,74 @@ absl::StatusOr<std::unique_ptr<ControlPlane>> ControlPlane::Start(int* argc, cha
 }
 
 ControlPlane::~ControlPlane() {
+  // After a failure nobody comes to the collectives below.
+  if (!JobStatus().ok()) detector_->WaitForEnd();
   FlushSends();
-  MPI_Comm_free(&impl_->messages);
-  MPI_Comm_free(&impl_->collectives);
+  {
+    const FlightRecorder::Scope scope(recorder_.get(), CommOp::kFinalize, 0, 0);
+    MPI_Comm_free(&impl_->messages);
+    MPI_Comm_free(&impl_->collectives);
+    if (detector_ == nullptr) SetFatalHandler(nullptr);
+    MPI_Finalize();
+  }
   SetFatalHandler(nullptr);
-  MPI_Finalize();
+  g_detector.store(nullptr);
+  detector_.reset();
+}
+
+absl::Status ControlPlane::Watch(const FailureDetectorOptions& options) {
+  CHECK(detector_ == nullptr);
+  if (size_ == 1) return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<FlightRecorder>> recorder = FlightRecorder::Create(rank_);
+  RETURN_IF_ERROR(Agree(recorder.status()));
+  // The detector's own start is not recorded: the same calls are made on all ranks all the same.
+  ASSIGN_OR_RETURN(detector_, FailureDetector::Start(*this, **recorder, options));
+  recorder_ = *std::move(recorder);
+  CommGroup world{.size = size_};
+  std::strncpy(world.name.data(), "world", world.name.size() - 1);
+  CHECK_EQ(recorder_->AddGroup(world), 0);
+  g_detector.store(detector_.get());
+  return EnterPhase(Phase::kInit);
+}
+
+bool ControlPlane::NotifySignal() {
+  FailureDetector* const detector = g_detector.load();
+  if (detector != nullptr) detector->NotifySignal();
+  return detector != nullptr;
+}
+
+absl::Status ControlPlane::JobStatus() const {
+  return detector_ == nullptr ? absl::OkStatus() : detector_->status();
+}
+
+namespace {
+absl::Status InjectedError() { return absl::InternalError("an error that a test asked for"); }
+}  // namespace
+
+absl::Status ControlPlane::EnterPhase(Phase phase) {
+  if (recorder_ != nullptr && recorder_->SetPhase(phase)) return InjectedError();
+  return JobStatus();
+}
+
+absl::Status ControlPlane::BeginStep(Phase phase, int64_t step, int stage) {
+  if (recorder_ != nullptr && recorder_->BeginStep(phase, step, stage)) return InjectedError();
+  return JobStatus();
+}
+
+void ControlPlane::EndStep() {
+  if (recorder_ != nullptr) recorder_->EndStep();
 }
 
 void ControlPlane::Broadcast(std::string* bytes, int root) {
   CHECK(root >= 0 && root < size_) << "root " << root;
   if (size_ == 1) return;
+  FlightRecorder::Scope scope(recorder_.get(), CommOp::kBroadcast, 0,
+                              rank_ == root ? static_cast<int64_t>(bytes->size()) : -1);
+  BroadcastBytes(bytes, root);
+  scope.SetBytes(static_cast<int64_t>(bytes->size()));
+}
+
+void ControlPlane::BroadcastBytes(std::string* bytes, int root) {
   // The size travels with the first bytes, so that a small message is one collective.
   struct Packet {
     int64_t size;
@@ -227,6 +302,8 @@ struct Layout {
 std::vector<std::string> ControlPlane::Gather(const std::string& bytes, int root) {
   CHECK(root >= 0 && root < size_) << "root " << root;
   if (size_ == 1) return {bytes};
+  const FlightRecorder::Scope scope(recorder_.get(), CommOp::kGather, 0,
+                                    static_cast<int64_t>(bytes.size()));
   const int mine = IntCount(bytes.size());
   Layout layout(rank_ == root ? size_ : 0);
   MPI_CHECK(
@@ -239,6 +316,8 @@ std::vector<std::string> ControlPlane::Gather(const std::string& bytes, int root
 
 std::vector<std::string> ControlPlane::AllGather(const std::string& bytes) {
   if (size_ == 1) return {bytes};
+  const FlightRecorder::Scope scope(recorder_.get(), CommOp::kAllGather, 0,
+                                    static_cast<int64_t>(bytes.size()));
   const int mine = IntCount(bytes.size());
   Layout layout(size_);
   MPI_CHECK(MPI_Allgather(&mine, 1, MPI_INT, layout.sizes.data(), 1, MPI_INT, impl_->collectives));
@@ -248,73 +327,124 @@ std::vector<std::string> ControlPlane::AllGather(const std::string& bytes) {
   return layout.Cut();
 }
 
-void ControlPlane::Barrier() { MPI_CHECK(MPI_Barrier(impl_->collectives)); }
+void ControlPlane::Barrier() {
+  if (size_ == 1) return;
+  const FlightRecorder::Scope scope(recorder_.get(), CommOp::kBarrier, 0, 0);
+  MPI_CHECK(MPI_Barrier(impl_->collectives));
+}
 
 absl::Status ControlPlane::Agree(const absl::Status& status) {
+  // After a failure nobody comes to an agreement any more.
+  RETURN_IF_ERROR(JobStatus());
+  if (size_ == 1) return status;
+  if (detector_ != nullptr && !status.ok()) detector_->SetError(status);
+  const absl::Status agreed = AgreeOnStatus(status);
+  agreed_on_error_ = !agreed.ok();
+  if (detector_ != nullptr && !status.ok()) detector_->SetError(absl::OkStatus());
+  return agreed;
+}
+
+// Rank 0 will print it and would not know whose it is.
+absl::Status ControlPlane::WithRank(const absl::Status& status) const {
+  if (recorder_ == nullptr || rank_ == 0) return status;
+  absl::Status named(status.code(),
+                     absl::StrCat("rank ", rank_, " (", host_, ") in ",
+                                  Name(recorder_->State().phase), ": ", status.message()));
+  status.ForEachPayload(
+      [&named](absl::string_view url, const absl::Cord& value) { named.SetPayload(url, value); });
+  return named;
+}
+
+absl::Status ControlPlane::AgreeOnStatus(const absl::Status& status) {
+  const FlightRecorder::Scope scope(recorder_.get(), CommOp::kAgree, 0,
+                                    static_cast<int64_t>(status.message().size()));
   int failing = status.ok() ? size_ : rank_;
   MPI_CHECK(MPI_Allreduce(MPI_IN_PLACE, &failing, 1, MPI_INT, MPI_MIN, impl_->collectives));
   if (failing == size_) return absl::OkStatus();
   std::string packed;
-  if (rank_ == failing) packed = PackStatus(status);
-  Broadcast(&packed, failing);
+  if (rank_ == failing) packed = PackStatus(WithRank(status));
+  BroadcastBytes(&packed, failing);
   return UnpackStatus(packed);
 }
 
-void ControlPlane::Send(int peer, int channel, std::string bytes) {
+void ControlPlane::Send(int peer, int channel, const std::string& bytes) {
   CHECK(peer >= 0 && peer < size_) << "peer " << peer;
   CHECK_GE(channel, 0);
+  const std::lock_guard lock(impl_->mutex);
   impl_->ReapSends();
   if (peer == rank_) {
-    impl_->to_self[channel].push_back(std::move(bytes));
+    impl_->to_self[channel].push_back(bytes);
     return;
   }
+  const FlightRecorder::Scope scope(recorder_.get(), CommOp::kPost, 0,
+                                    static_cast<int64_t>(bytes.size()), peer);
   auto& spare = impl_->spare;
   if (spare.empty()) spare.emplace_back();
   const auto send = spare.begin();
-  send->bytes = std::move(bytes);
+  send->bytes.assign(bytes);
   MPI_CHECK(MPI_Isend(send->bytes.data(), IntCount(send->bytes.size()), MPI_BYTE, peer, channel,
                       impl_->messages, &send->request));
   impl_->pending.splice(impl_->pending.end(), spare, send);
 }
 
-std::optional<std::string> ControlPlane::TryReceive(int peer, int channel) {
+bool ControlPlane::TryReceive(int peer, int channel, std::string* bytes) {
+  const bool found = Poll(peer, channel, bytes);
+  // A look that finds nothing is no call.
+  if (found && peer != rank_) {
+    const FlightRecorder::Scope scope(recorder_.get(), CommOp::kReceive, 0,
+                                      static_cast<int64_t>(bytes->size()), peer);
+  }
+  return found;
+}
+
+bool ControlPlane::Poll(int peer, int channel, std::string* bytes) {
   CHECK(peer >= 0 && peer < size_) << "peer " << peer;
+  const std::lock_guard lock(impl_->mutex);
   if (!impl_->pending.empty()) impl_->ReapSends();
   if (peer == rank_) {
     auto& queue = impl_->to_self[channel];
-    if (queue.empty()) return std::nullopt;
-    std::string bytes = std::move(queue.front());
+    if (queue.empty()) return false;
+    *bytes = std::move(queue.front());
     queue.pop_front();
-    return bytes;
+    return true;
   }
   int found = 0;
   MPI_Message message;
   MPI_Status status;
   MPI_CHECK(MPI_Improbe(peer, channel, impl_->messages, &found, &message, &status));
-  if (!found) return std::nullopt;
+  if (!found) return false;
   int count = 0;
   MPI_CHECK(MPI_Get_count(&status, MPI_BYTE, &count));
-  std::string bytes(static_cast<size_t>(count), '\0');
-  MPI_CHECK(MPI_Mrecv(bytes.data(), count, MPI_BYTE, &message, MPI_STATUS_IGNORE));
-  return bytes;
+  bytes->resize(static_cast<size_t>(count));
+  MPI_CHECK(MPI_Mrecv(bytes->data(), count, MPI_BYTE, &message, MPI_STATUS_IGNORE));
+  return true;
 }
 
-std::string ControlPlane::Receive(int peer, int channel) {
+void ControlPlane::Receive(int peer, int channel, std::string* bytes) {
+  FlightRecorder::Scope scope(peer == rank_ ? nullptr : recorder_.get(), CommOp::kReceive, 0,
+                              /*bytes=*/-1, peer);
   for (Backoff backoff;; backoff.Pause()) {
-    if (std::optional<std::string> bytes = TryReceive(peer, channel)) return *std::move(bytes);
+    if (Poll(peer, channel, bytes)) {
+      scope.SetBytes(static_cast<int64_t>(bytes->size()));
+      return;
+    }
     CHECK(peer != rank_) << "nothing was sent to channel " << channel << " of this rank itself";
   }
 }
 
 void ControlPlane::FlushSends() {
+  if (impl_->pending.empty()) return;
+  const FlightRecorder::Scope scope(recorder_.get(), CommOp::kFlush, 0, 0);
   for (Backoff backoff;; backoff.Pause()) {
+    const std::lock_guard lock(impl_->mutex);
     impl_->ReapSends();
     if (impl_->pending.empty()) return;
   }
 }
 
-void ControlPlane::Abort(int exit_code) {
+void ControlPlane::Abort(int exit_code, const std::string& why) {
   std::fflush(nullptr);
+  if (detector_ != nullptr) detector_->Fail(why.empty() ? "ended the job" : why, exit_code);
   MPI_Abort(MPI_COMM_WORLD, exit_code);
   std::abort();
 }

@@ -4,6 +4,8 @@
 
 namespace trireme::mpi_internal {
 [[noreturn]] void FatalMpiError(int code, const char* call, const char* file, int line);
+// MPI_Abort, where MPI is up. May hang, with what MPI hangs in.
+void AbortMpi(int exit_code);
 }  // namespace trireme::mpi_internal
 
 // MPI_SUCCESS is 0 by the standard.

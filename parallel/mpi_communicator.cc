@@ -2,9 +2,11 @@
 
 #include <mpi.h>
 
+#include <algorithm>
 #include <climits>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -30,23 +32,51 @@ int IntCount(int64_t bytes) {
   return static_cast<int>(bytes);
 }
 
+// The group's world ranks, which every cut of ours makes evenly spaced.
+CommGroup GroupOf(MPI_Comm comm, const char* name) {
+  MPI_Group world = MPI_GROUP_NULL, group = MPI_GROUP_NULL;
+  MPI_CHECK(MPI_Comm_group(MPI_COMM_WORLD, &world));
+  MPI_CHECK(MPI_Comm_group(comm, &group));
+  CommGroup out;
+  MPI_CHECK(MPI_Group_size(group, &out.size));
+  std::vector<int> indices(out.size), ranks(out.size);
+  std::iota(indices.begin(), indices.end(), 0);
+  MPI_CHECK(MPI_Group_translate_ranks(group, out.size, indices.data(), world, ranks.data()));
+  MPI_CHECK(MPI_Group_free(&group));
+  MPI_CHECK(MPI_Group_free(&world));
+  std::strncpy(out.name.data(), name, out.name.size() - 1);
+  out.first = ranks[0];
+  if (out.size > 1) out.stride = ranks[1] - ranks[0];
+  for (int i = 0; i < out.size; ++i) CHECK_EQ(ranks[i], out.RankOf(i)) << "of group " << name;
+  return out;
+}
+
 class MpiCommunicator final : public Communicator {
  public:
-  MpiCommunicator(MPI_Comm comm, bool use_shared_memory)
-      : comm_(comm), use_shared_memory_(use_shared_memory) {
+  MpiCommunicator(MPI_Comm comm, FlightRecorder* recorder, const MpiCommunicatorOptions& options)
+      : comm_(comm), options_(options) {
     sends_.emplace(MPI_Comm_c2f(comm));
     MPI_CHECK(MPI_Comm_rank(comm, &rank_));
     MPI_CHECK(MPI_Comm_size(comm, &size_));
+    RecordWith(recorder, GroupOf(comm, options.name));
   }
   ~MpiCommunicator() override;
-
-  void AllReduceSum(Stream& stream, TensorView data) override;
-  void AllGather(Stream& stream, ConstTensorView in, TensorView out) override;
-  int64_t Send(Stream& stream, ConstTensorView data, int peer) override;
-  void WaitSend(Stream& stream, int64_t ticket) override;
-  void Recv(Stream& stream, TensorView data, int peer) override;
+  void Reserve(int64_t max_bytes) override {
+    if (Window() == nullptr) Scratch(MpiCommunicatorBytes(size_, max_bytes, true));
+  }
+  int64_t buffer_bytes() const override {
+    return window_ != nullptr ? SharedWindow::BytesOfRank() : static_cast<int64_t>(scratch_.size());
+  }
+  bool spans_hosts() const override { return window_tried_ && window_ == nullptr; }
 
  private:
+  void CheckStream(Stream& stream) const;
+  void DoAllReduceSum(Stream& stream, TensorView data) override;
+  void DoAllGather(Stream& stream, ConstTensorView in, TensorView out) override;
+  int64_t DoSend(Stream& stream, ConstTensorView data, int peer) override;
+  void DoWaitSend(Stream& stream, int64_t ticket) override;
+  void DoRecv(Stream& stream, TensorView data, int peer) override;
+
   void GatherAndSum(TensorView data);
   void ReduceScatterAndGather(TensorView data);
   char* Scratch(int64_t bytes);
@@ -55,16 +85,19 @@ class MpiCommunicator final : public Communicator {
   SharedWindow* Window();
 
   MPI_Comm comm_;
-  bool use_shared_memory_;
+  const MpiCommunicatorOptions options_;
   std::unique_ptr<SharedWindow> window_;
   bool window_tried_ = false;
   std::vector<char> scratch_;
   std::vector<const void*> inputs_;
+  struct {
+    std::vector<int> sizes, offsets, in_sizes, in_offsets;  // by rank
+  } pieces_;
   std::optional<SendQueue> sends_;
 };
 
-void CheckStream(Stream& stream) {
-  CHECK(stream.device().spec().host_memory)
+void MpiCommunicator::CheckStream(Stream& stream) const {
+  CHECK(options_.any_stream || stream.device().spec().host_memory)
       << "MPI moves host memory only; device " << stream.device().spec().name;
 }
 
@@ -72,13 +105,15 @@ MpiCommunicator::~MpiCommunicator() {
   int finalized = 0;
   MPI_Finalized(&finalized);
   CHECK(!finalized) << "a communicator outlived the control plane";
+  const FlightRecorder::Scope scope = RecordFree();
   sends_.reset();
   window_.reset();
   MPI_Comm_free(&comm_);
 }
 
 SharedWindow* MpiCommunicator::Window() {
-  if (!window_tried_ && use_shared_memory_) window_ = SharedWindow::Create(MPI_Comm_c2f(comm_));
+  if (!window_tried_ && options_.use_shared_memory)
+    window_ = SharedWindow::Create(MPI_Comm_c2f(comm_));
   window_tried_ = true;
   return window_.get();
 }
@@ -88,7 +123,7 @@ char* MpiCommunicator::Scratch(int64_t bytes) {
   return scratch_.data();
 }
 
-void MpiCommunicator::AllReduceSum(Stream& stream, TensorView data) {
+void MpiCommunicator::DoAllReduceSum(Stream& stream, TensorView data) {
   CheckStream(stream);
   CHECK(data.contiguous());
   CHECK(IsFloat(data.dtype)) << Name(data.dtype);
@@ -115,7 +150,9 @@ void MpiCommunicator::GatherAndSum(TensorView data) {
 
 void MpiCommunicator::ReduceScatterAndGather(TensorView data) {
   const int64_t item = static_cast<int64_t>(SizeOf(data.dtype));
-  std::vector<int> sizes(size_), offsets(size_), in_sizes(size_), in_offsets(size_);
+  auto& [sizes, offsets, in_sizes, in_offsets] = pieces_;
+  for (std::vector<int>* of_rank : {&sizes, &offsets, &in_sizes, &in_offsets})
+    of_rank->resize(size_);
   const Range mine = PieceOf(data.elements(), size_, rank_);
   const int64_t piece_bytes = mine.size() * item;
   char* pieces = Scratch(piece_bytes * size_);
@@ -138,7 +175,7 @@ void MpiCommunicator::ReduceScatterAndGather(TensorView data) {
   bytes_moved_ += 2 * (data.bytes() - piece_bytes) + 2 * (size_ - 1) * piece_bytes;
 }
 
-void MpiCommunicator::AllGather(Stream& stream, ConstTensorView in, TensorView out) {
+void MpiCommunicator::DoAllGather(Stream& stream, ConstTensorView in, TensorView out) {
   CheckStream(stream);
   CHECK(in.contiguous() && out.contiguous());
   CHECK_EQ(in.bytes() * size_, out.bytes());
@@ -151,7 +188,7 @@ void MpiCommunicator::AllGather(Stream& stream, ConstTensorView in, TensorView o
                           MPI_BYTE, comm_));
 }
 
-int64_t MpiCommunicator::Send(Stream& stream, ConstTensorView data, int peer) {
+int64_t MpiCommunicator::DoSend(Stream& stream, ConstTensorView data, int peer) {
   CheckStream(stream);
   CHECK(data.contiguous());
   CHECK(peer >= 0 && peer < size_ && peer != rank_) << "peer " << peer;
@@ -159,12 +196,12 @@ int64_t MpiCommunicator::Send(Stream& stream, ConstTensorView data, int peer) {
   return sends_->Send(data.data, IntCount(data.bytes()), peer);
 }
 
-void MpiCommunicator::WaitSend(Stream& stream, int64_t ticket) {
+void MpiCommunicator::DoWaitSend(Stream& stream, int64_t ticket) {
   CheckStream(stream);
   sends_->Wait(ticket);
 }
 
-void MpiCommunicator::Recv(Stream& stream, TensorView data, int peer) {
+void MpiCommunicator::DoRecv(Stream& stream, TensorView data, int peer) {
   CheckStream(stream);
   CHECK(data.contiguous());
   CHECK(peer >= 0 && peer < size_ && peer != rank_) << "peer " << peer;
@@ -178,8 +215,18 @@ void MpiCommunicator::Recv(Stream& stream, TensorView data, int peer) {
 
 }  // namespace
 
+int64_t MpiCommunicatorBytes(int size, int64_t max_bytes, bool spans_hosts) {
+  if (size == 1) return 0;
+  if (!spans_hosts) return SharedWindow::BytesOfRank();
+  // Every rank's whole input, or its part of this rank's piece, which begins at whole items.
+  constexpr int64_t kItemBytes = 4;
+  const int64_t piece = (max_bytes / size + kItemBytes) / kItemBytes * kItemBytes;
+  return size * std::max(std::min(max_bytes, kDirectBytes), piece);
+}
+
 std::unique_ptr<Communicator> NewMpiCommunicator(const ControlPlane& control, int color,
-                                                 bool use_shared_memory) {
+                                                 const MpiCommunicatorOptions& options) {
+  const FlightRecorder::Scope scope(control.recorder(), CommOp::kSplit, 0, 0);
   MPI_Comm comm = MPI_COMM_NULL;
   MPI_CHECK(MPI_Comm_split(MPI_COMM_WORLD, color, control.rank(), &comm));
   int size = 0;
@@ -188,7 +235,7 @@ std::unique_ptr<Communicator> NewMpiCommunicator(const ControlPlane& control, in
     MPI_CHECK(MPI_Comm_free(&comm));
     return NewSelfCommunicator();
   }
-  return std::make_unique<MpiCommunicator>(comm, use_shared_memory);
+  return std::make_unique<MpiCommunicator>(comm, control.recorder(), options);
 }
 
 }  // namespace trireme

@@ -3,6 +3,7 @@
 #include <mpi.h>
 
 #include <cstdlib>
+#include <string>
 
 namespace trireme {
 namespace {
@@ -28,6 +29,20 @@ void PrepareMpiEnvironment() {
   const bool launched =
       std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr;
   if (!launched) SetDefault("OMPI_MCA_ess_singleton_isolated", "1");
+}
+
+void LetNcclShareGpus(int rank) {
+  setenv("NCCL_HOSTID", ("trireme-rank-" + std::to_string(rank)).c_str(), /*overwrite=*/1);
+  SetDefault("NCCL_NET", "Socket");
+  SetDefault("NCCL_IB_DISABLE", "1");
+  SetDefault("NCCL_SOCKET_IFNAME", "lo");
+  SetDefault("NCCL_MNNVL_ENABLE", "0");
+  SetDefault("NCCL_NVLS_ENABLE", "0");
+  SetDefault("NCCL_RAS_ENABLE", "0");
+  // Few blocks, so that the kernels of two ranks fit on the GPU side by side.
+  SetDefault("NCCL_ALGO", "Ring");
+  SetDefault("NCCL_PROTO", "Simple");
+  SetDefault("NCCL_MAX_CTAS", "2");
 }
 
 }  // namespace trireme

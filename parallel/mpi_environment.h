@@ -1,5 +1,5 @@
-// Settings that Open MPI takes from the environment only. The one place outside launch/ that
-// touches it, because MPI has no other interface for them and every program that starts a
+// Settings that Open MPI and NCCL take from the environment only. The one place outside launch/
+// that touches it, because MPI has no other interface for them and every program that starts a
 // ControlPlane needs them, tests and benches included.
 #pragma once
 
@@ -10,5 +10,9 @@ namespace trireme {
 // before MPI_Init, from one thread, before other threads are started (setenv is not thread-safe).
 // Other MPI implementations ignore it.
 void PrepareMpiEnvironment();
+
+// Makes NCCL take the ranks on one GPU for hosts of their own, which it then joins over sockets:
+// without it NCCL refuses. Call before the process's first NCCL call.
+void LetNcclShareGpus(int rank);
 
 }  // namespace trireme

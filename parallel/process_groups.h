@@ -3,10 +3,12 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "parallel/communicator.h"
 #include "parallel/control_plane.h"
+#include "parallel/failure_detector.h"
 #include "parallel/topology.h"
 
 namespace trireme {
@@ -15,7 +17,11 @@ struct ProcessGroups {
   Topology topology;
   int rank = 0;                      // in the world
   std::unique_ptr<Communicator> tp;  // ranks with the same (dp, pp)
-  std::unique_ptr<Communicator> pp;  // ranks with the same (dp, tp); its rank is the stage
+  // The tp group for host memory, where tp moves device memory; else null.
+  std::unique_ptr<Communicator> host_tp;
+  std::unique_ptr<Communicator> pp;        // ranks with the same (dp, tp); its rank is the stage
+  std::vector<CommunicatorWatch> watches;  // of those above whose calls are enqueued
+  Communicator& tp_of_host() const { return host_tp ? *host_tp : *tp; }
   int tp_index() const { return topology.TpIndex(rank); }
   int pp_index() const { return topology.PpIndex(rank); }
   int dp_index() const { return topology.DpIndex(rank); }
@@ -23,9 +29,23 @@ struct ProcessGroups {
   bool last_stage() const { return pp_index() == topology.pp_size - 1; }
 };
 
-// Collective. REQUIRES: topology.world_size() == control.size().
+// How tensors in device memory move between ranks.
+enum class Collectives : uint8_t {
+  kAuto,  // NCCL; through host memory where ranks share a GPU
+  kNccl,
+  kHost,  // copied to the host and moved by MPI
+};
+
+struct ProcessGroupOptions {
+  Collectives collectives = Collectives::kAuto;
+  bool allow_shared_gpu = false;  // else two ranks on one GPU are an error
+};
+
+// Collective; every rank gives the same options. REQUIRES: topology.world_size() == control.size().
+// `device` must outlive the groups.
 absl::StatusOr<ProcessGroups> CreateProcessGroups(ControlPlane& control, const Topology& topology,
-                                                  Device& device);
+                                                  Device& device,
+                                                  const ProcessGroupOptions& options = {});
 // One rank, no MPI: for tests and tools.
 ProcessGroups SingleRank();
 

@@ -7,21 +7,21 @@ namespace trireme {
 namespace {
 
 class SelfCommunicator final : public Communicator {
- public:
-  void AllReduceSum(Stream&, TensorView data) override {
+ protected:
+  void DoAllReduceSum(Stream&, TensorView data) override {
     CHECK(IsFloat(data.dtype)) << Name(data.dtype);
     CHECK(data.contiguous());
   }
-  void AllGather(Stream& stream, ConstTensorView in, TensorView out) override {
+  void DoAllGather(Stream& stream, ConstTensorView in, TensorView out) override {
     CHECK(in.contiguous() && out.contiguous());
     CHECK_EQ(in.bytes(), out.bytes());
     if (in.data != out.data && in.bytes() > 0) {
       stream.Copy(out.data, in.data, static_cast<size_t>(in.bytes()));
     }
   }
-  int64_t Send(Stream&, ConstTensorView, int peer) override { NoPeer(peer); }
-  void WaitSend(Stream&, int64_t ticket) override { NoPeer(static_cast<int>(ticket)); }
-  void Recv(Stream&, TensorView, int peer) override { NoPeer(peer); }
+  int64_t DoSend(Stream&, ConstTensorView, int peer) override { NoPeer(peer); }
+  void DoWaitSend(Stream&, int64_t ticket) override { NoPeer(static_cast<int>(ticket)); }
+  void DoRecv(Stream&, TensorView, int peer) override { NoPeer(peer); }
 
  private:
   [[noreturn]] static void NoPeer(int peer) {

@@ -4,7 +4,7 @@
 #include <sched.h>
 
 #include <chrono>
-#include <deque>
+#include <vector>
 
 #include "kernels/check.h"
 #include "parallel/mpi_check.h"
@@ -26,11 +26,12 @@ bool ThreadsMayCallMpi() {
 
 struct SendQueue::Pending {
   MPI_Comm comm = MPI_COMM_NULL;
-  std::deque<MPI_Request> sends;
+  std::vector<MPI_Request> sends;  // a handful
 };
 
 SendQueue::SendQueue(int fortran_comm) : pending_(std::make_unique<Pending>()) {
   pending_->comm = MPI_Comm_f2c(fortran_comm);
+  pending_->sends.reserve(64);  // how many are on their way at once is left to chance
 }
 
 SendQueue::~SendQueue() {
@@ -77,7 +78,7 @@ void SendQueue::Advance() {
     int done = 0;
     MPI_CHECK(MPI_Test(&pending_->sends.front(), &done, MPI_STATUS_IGNORE));
     if (!done) return;
-    pending_->sends.pop_front();
+    pending_->sends.erase(pending_->sends.begin());
     ++first_ticket_;
   }
 }

@@ -55,6 +55,9 @@ struct SharedWindow::Handle {
   MPI_Win window = MPI_WIN_NULL;
 };
 
+// Open MPI aligns a segment to 8 bytes only: each rank says where its region begins in its segment.
+int64_t SharedWindow::BytesOfRank() { return sizeof(Region) + alignof(Region); }
+
 SharedWindow::SharedWindow() : handle_(std::make_unique<Handle>()) {}
 
 std::unique_ptr<SharedWindow> SharedWindow::Create(int fortran_comm) {
@@ -73,11 +76,8 @@ std::unique_ptr<SharedWindow> SharedWindow::Create(int fortran_comm) {
 
   void* mine = nullptr;
   MPI_Win& window = result->handle_->window;
-  // Open MPI aligns a segment to 8 bytes only: each rank says where its region begins in its
-  // segment.
-  constexpr MPI_Aint kSegmentBytes = sizeof(Region) + alignof(Region);
   int ok =
-      MPI_Win_allocate_shared(kSegmentBytes, 1, MPI_INFO_NULL, comm, &mine, &window) == MPI_SUCCESS;
+      MPI_Win_allocate_shared(BytesOfRank(), 1, MPI_INFO_NULL, comm, &mine, &window) == MPI_SUCCESS;
   if (!ok) window = MPI_WIN_NULL;
   MPI_CHECK(MPI_Allreduce(MPI_IN_PLACE, &ok, 1, MPI_INT, MPI_MIN, comm));
   if (!ok) return nullptr;

@@ -20,6 +20,9 @@ class SharedWindow {
   static std::unique_ptr<SharedWindow> Create(int fortran_comm);
   ~SharedWindow();  // collective
 
+  // Of the host's memory that each rank adds.
+  static int64_t BytesOfRank();
+
   // data [n] = sum over ranks in rank order (SumInOrder), in place. f32, bf16 or f16.
   void AllReduceSum(DType dtype, int64_t n, void* data);
   // out [size * bytes] = the ranks' in [bytes] one after the other; `in` may be its place in `out`.

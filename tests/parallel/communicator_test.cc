@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "parallel/mpi_communicator.h"
 #include "parallel/process_groups.h"
+#include "parallel/staged_communicator.h"
 #include "tests/parallel/host_device.h"
 #include "tests/parallel/world.h"
 
@@ -87,7 +88,7 @@ TYPED_TEST(CommunicatorTest, AllReduceIsTheSumInRankOrderOnEveryRank) {
   using T = typename TypeParam::Type;
   Host host;
   const auto comm = NewMpiCommunicator(World(), 0);
-  const auto messages = NewMpiCommunicator(World(), 0, /*use_shared_memory=*/false);
+  const auto messages = NewMpiCommunicator(World(), 0, {.use_shared_memory = false});
   ASSERT_EQ(comm->size(), World().size());
   ASSERT_EQ(comm->rank(), World().rank());
   int salt = 0;
@@ -119,7 +120,7 @@ TYPED_TEST(CommunicatorTest, BackToBackAllReduces) {
   using T = typename TypeParam::Type;
   Host host;
   const std::unique_ptr<Communicator> comms[2] = {
-      NewMpiCommunicator(World(), 0), NewMpiCommunicator(World(), 0, /*use_shared_memory=*/false)};
+      NewMpiCommunicator(World(), 0), NewMpiCommunicator(World(), 0, {.use_shared_memory = false})};
   for (int round = 0; round < 1000; ++round) {
     const bool shared = round % 100 < 50;
     const auto& comm = shared ? comms[0] : comms[1];
@@ -156,7 +157,7 @@ TEST(Communicator, AllGatherPlacesRanksInOrder) {
   CheckAllGather(NewMpiCommunicator(World(), 0).get());
 }
 TEST(Communicator, AllGatherByMessagesPlacesRanksInOrder) {
-  CheckAllGather(NewMpiCommunicator(World(), 0, /*use_shared_memory=*/false).get());
+  CheckAllGather(NewMpiCommunicator(World(), 0, {.use_shared_memory = false}).get());
 }
 
 TEST(Communicator, AllGatherOfBytesOfAnyLength) {
@@ -295,11 +296,68 @@ TEST(ProcessGroups, EveryTopologyOfThisManyRanks) {
   }
 }
 
-TEST(ProcessGroups, DeviceMemoryIsAnErrorThatNamesTheDevice) {
+// A device whose memory MPI must not see: calls go through the host.
+TYPED_TEST(CommunicatorTest, StagedThroughTheHostGivesTheSameBits) {
+  using T = typename TypeParam::Type;
   HostDevice device(/*host_memory=*/false);
-  const auto groups = CreateProcessGroups(World(), Topology{World().size(), 1, 1}, device);
-  EXPECT_EQ(groups.status().code(), absl::StatusCode::kUnimplemented);
-  EXPECT_NE(groups.status().message().find("device host"), absl::string_view::npos);
+  HostStream stream(&device);
+  const auto staged = NewStagedCommunicator(NewMpiCommunicator(World(), 0, {.any_stream = true}));
+  ASSERT_EQ(staged->size(), World().size());
+  ASSERT_EQ(staged->rank(), World().rank());
+  const int n = staged->size(), next = (staged->rank() + 1) % n,
+            previous = (staged->rank() + n - 1) % n;
+  int salt = 100;
+  for (const int64_t count : {0, 1, 1000, 100'003}) {
+    std::vector<T> data = Values<T>(staged->rank(), count, ++salt), received(count);
+    const std::vector<T> sent = data;
+    const int64_t ticket = n > 1 ? staged->Send(stream, View(data), next) : 0;
+    std::vector<T> all(count * n);
+    staged->AllGather(stream, View(data), View(all));
+    staged->AllReduceSum(stream, View(data));
+    if (n > 1) {
+      staged->Recv(stream, View(received), previous);
+      staged->WaitSend(stream, ticket);
+      EXPECT_TRUE(SameBits(received, Values<T>(previous, count, salt)));
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const T want = SumOf<T>(n, i, salt);
+      ASSERT_EQ(std::memcmp(&data[i], &want, sizeof(T)), 0) << i;
+    }
+    for (int r = 0; r < n; ++r) {
+      const std::vector<T> theirs = Values<T>(r, count, salt);
+      EXPECT_TRUE(
+          SameBits(theirs, std::vector<T>(all.begin() + r * count, all.begin() + (r + 1) * count)));
+    }
+  }
+}
+
+TEST(ProcessGroups, TwoRanksOnOneGpuNeedLeave) {
+  HostDevice device(/*host_memory=*/false);
+  const Topology topology{World().size(), 1, 1};
+  const auto refused = CreateProcessGroups(World(), topology, device);
+  if (World().size() > 1) {
+    EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_NE(refused.status().message().find("--allow-shared-gpu"), absl::string_view::npos);
+  } else {
+    EXPECT_TRUE(refused.ok());
+  }
+  const auto groups = CreateProcessGroups(World(), topology, device, {.allow_shared_gpu = true});
+  ASSERT_TRUE(groups.ok()) << groups.status();
+  HostStream stream(&device);
+  std::vector<float> one = {1.0f};
+  groups->tp->AllReduceSum(stream, View(one));
+  EXPECT_EQ(one[0], static_cast<float>(World().size()));
+  groups->tp_of_host().AllReduceSum(stream, View(one));
+  EXPECT_EQ(one[0], static_cast<float>(World().size() * World().size()));
+}
+
+TEST(ProcessGroups, NcclWithoutItsModuleIsAClearError) {
+  if (World().size() == 1) GTEST_SKIP() << "a group needs two ranks";
+  HostDevice device(/*host_memory=*/false);
+  const auto groups =
+      CreateProcessGroups(World(), {World().size(), 1, 1}, device,
+                          {.collectives = Collectives::kNccl, .allow_shared_gpu = true});
+  EXPECT_EQ(groups.status().code(), absl::StatusCode::kUnavailable) << groups.status();
 }
 
 TEST(ProcessGroups, SingleRankNeedsNoMpi) {

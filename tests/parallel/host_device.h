@@ -13,7 +13,9 @@ namespace trireme {
 class HostStream final : public Stream {
  public:
   explicit HostStream(Device* device) : Stream(device, nullptr) {}
-  void Copy(void* dst, const void* src, size_t bytes) override { std::memcpy(dst, src, bytes); }
+  void Copy(void* dst, const void* src, size_t bytes) override {
+    if (bytes > 0) std::memcpy(dst, src, bytes);
+  }
   absl::Status Synchronize() override { return absl::OkStatus(); }
 };
 
