@@ -14,6 +14,7 @@ struct Batch {
   ConstTensorView kv_lens;       // [S] i32: positions in the cache after this step
   ConstTensorView page_tables;   // [S, max_pages] i32
   ConstTensorView logit_rows;    // [R] i32: tokens whose logits are wanted; R may be 0
+  int64_t min_q_len = 0, max_q_len = 0;  // of the sequences; 0 = unknown
   int64_t tokens() const { return token_ids.dim(0); }
   int64_t logit_count() const { return logit_rows.dim(0); }
 };

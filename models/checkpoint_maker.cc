@@ -1,12 +1,8 @@
 #include "models/checkpoint_maker.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <filesystem>
 #include <future>
 #include <map>
 #include <numbers>
@@ -16,6 +12,7 @@
 #include "kernels/status.h"
 #include "models/json_file.h"
 #include "models/memory_plan.h"
+#include "models/output_directory.h"
 #include "models/weights.h"
 
 namespace trireme {
@@ -141,63 +138,6 @@ class TensorStream {
   const CheckpointProgress& progress_;
   std::vector<char> buffers_[2];
 };
-
-// Files made so far; unless Keep() is called they are removed again, and the directory too when it
-// was made here.
-class OutputDirectory {
- public:
-  static absl::StatusOr<std::unique_ptr<OutputDirectory>> Claim(const std::string& path) {
-    std::error_code error;
-    const auto status = std::filesystem::status(path, error);
-    const bool there = std::filesystem::exists(status);
-    if (there && !std::filesystem::is_directory(status)) {
-      return absl::AlreadyExistsError(path + ": is not a directory; name a new or an empty one");
-    }
-    if (there && !std::filesystem::is_empty(path, error)) {
-      return error ? absl::ErrnoToStatus(error.value(), path)
-                   : absl::AlreadyExistsError(path +
-                                              ": is not empty; name a new or an empty directory");
-    }
-    if (!there) std::filesystem::create_directories(path, error);
-    if (error) return absl::ErrnoToStatus(error.value(), path);
-    return std::unique_ptr<OutputDirectory>(new OutputDirectory(path, !there));
-  }
-  ~OutputDirectory() {
-    if (kept_) return;
-    for (const std::string& file : files_) unlink(file.c_str());
-    if (made_) rmdir(path_.c_str());
-  }
-  std::string Add(const std::string& name) {
-    return files_.emplace_back(absl::StrCat(path_, "/", name));
-  }
-  void Keep() { kept_ = true; }
-  const std::string& path() const { return path_; }
-
- private:
-  OutputDirectory(std::string path, bool made) : path_(std::move(path)), made_(made) {}
-  std::string path_;
-  bool made_;
-  bool kept_ = false;
-  std::vector<std::string> files_;
-};
-
-absl::Status CheckSpace(const std::string& path, int64_t bytes) {
-  std::error_code error;
-  const auto space = std::filesystem::space(path, error);
-  if (error || space.available >= static_cast<uint64_t>(bytes)) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrFormat(
-      "%s: the checkpoint needs %.2f GB, %.2f GB are free", path, static_cast<double>(bytes) * 1e-9,
-      static_cast<double>(space.available) * 1e-9));
-}
-
-absl::Status WriteText(const std::string& path, const std::string& text) {
-  const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-  if (fd < 0) return absl::ErrnoToStatus(errno, path);
-  const ssize_t written = write(fd, text.data(), text.size());
-  const absl::Status failed = absl::ErrnoToStatus(written < 0 ? errno : ENOSPC, path + ": writing");
-  const bool closed = close(fd) == 0;
-  return written == static_cast<ssize_t>(text.size()) && closed ? absl::OkStatus() : failed;
-}
 
 // Consecutive specs that fill a shard.
 std::vector<std::vector<WeightSpec>> PlanShards(const std::vector<WeightSpec>& specs, DType dtype,

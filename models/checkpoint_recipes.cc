@@ -78,7 +78,7 @@ ModelConfig ConfigOf(const Recipe& recipe) {
   config.tied_head = recipe.tied;
   config.dtype = DType::kBF16;
   config.bos_token_id = recipe.bos;
-  config.eos_token_ids = {recipe.eos};
+  config.eos_token_ids.assign(1, recipe.eos);
   return config;
 }
 

@@ -3,10 +3,10 @@
 #include <cmath>
 #include <limits>
 #include <numbers>
-#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/status.h"
+#include "models/config_fields.h"
 #include "models/json_file.h"
 
 namespace trireme {
@@ -28,118 +28,6 @@ constexpr int64_t kMaxConfigBytes = 16 << 20;
 
 constexpr const char* kSupported =
     "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM";
-
-// Typed access to the fields of one JSON object. The first problem is kept in status(), later reads
-// give defaults, so that a parser can read all its fields and ask once.
-class FieldReader {
- public:
-  FieldReader(const Json& object, std::string file, std::string prefix = "")
-      : object_(object), file_(std::move(file)), prefix_(std::move(prefix)) {}
-
-  const absl::Status& status() const { return status_; }
-  void Update(const absl::Status& status) { status_.Update(status); }
-  void Invalid(const std::string& field, const std::string& what) {
-    Update(absl::InvalidArgumentError(absl::StrCat(file_, ": ", prefix_, field, ": ", what)));
-  }
-  void Unimplemented(const std::string& field, const std::string& what) {
-    Update(absl::UnimplementedError(absl::StrCat(file_, ": ", prefix_, field, ": ", what)));
-  }
-
-  // The field, or null when it is absent or JSON null.
-  const Json* Find(const std::string& field) const {
-    const auto it = object_.find(field);
-    return it == object_.end() || it->is_null() ? nullptr : &*it;
-  }
-
-  int64_t Int(const std::string& field, int64_t low, int64_t high,
-              std::optional<int64_t> absent = std::nullopt) {
-    const std::string right = absl::StrCat("must be an integer from ", low, " to ", high);
-    const Json* value = Find(field);
-    if (value == nullptr) {
-      if (!absent)
-        Invalid(field, absl::StrCat(object_.contains(field) ? "is null; " : "is missing; ", right));
-      return absent.value_or(low);
-    }
-    return IntOf(field, *value, low, high, right);
-  }
-  // One integer or a list of them; absent gives an empty list.
-  std::vector<int64_t> Ints(const std::string& field, int64_t low, int64_t high) {
-    const std::string right =
-        absl::StrCat("must be an integer from ", low, " to ", high, " or a list of them");
-    std::vector<int64_t> out;
-    const Json* value = Find(field);
-    if (value == nullptr) return out;
-    if (!value->is_array()) {
-      out.push_back(IntOf(field, *value, low, high, right));
-    } else {
-      for (const Json& item : *value) out.push_back(IntOf(field, item, low, high, right));
-    }
-    return out;
-  }
-  double Real(const std::string& field, double low, double high,
-              std::optional<double> absent = std::nullopt) {
-    const std::string right = absl::StrCat("must be a number from ", low, " to ", high);
-    const Json* value = Find(field);
-    if (value == nullptr) {
-      if (!absent)
-        Invalid(field, absl::StrCat(object_.contains(field) ? "is null; " : "is missing; ", right));
-      return absent.value_or(low);
-    }
-    if (!value->is_number()) {
-      Invalid(field, absl::StrCat("is ", TypeOf(*value), "; ", right));
-      return low;
-    }
-    const double number = value->get<double>();
-    if (!(number >= low && number <= high)) {
-      Invalid(field, absl::StrCat("is ", number, "; ", right));
-      return low;
-    }
-    return number;
-  }
-  bool Bool(const std::string& field, bool absent) {
-    const Json* value = Find(field);
-    if (value == nullptr) return absent;
-    if (!value->is_boolean()) {
-      Invalid(field, absl::StrCat("is ", TypeOf(*value), "; must be true or false"));
-      return absent;
-    }
-    return value->get<bool>();
-  }
-  std::string String(const std::string& field, const std::string& absent) {
-    const Json* value = Find(field);
-    if (value == nullptr) return absent;
-    if (!value->is_string()) {
-      Invalid(field, absl::StrCat("is ", TypeOf(*value), "; must be a string"));
-      return absent;
-    }
-    return value->get<std::string>();
-  }
-
- private:
-  int64_t IntOf(const std::string& field, const Json& value, int64_t low, int64_t high,
-                const std::string& right) {
-    if (!value.is_number_integer()) {
-      Invalid(field,
-              absl::StrCat("is ", value.is_number() ? "a fraction" : TypeOf(value), "; ", right));
-      return low;
-    }
-    if (value.is_number_unsigned() && value.get<uint64_t>() > uint64_t{1} << 62) {
-      Invalid(field, absl::StrCat("is ", value.get<uint64_t>(), "; ", right));
-      return low;
-    }
-    const int64_t number = value.get<int64_t>();
-    if (number < low || number > high) {
-      Invalid(field, absl::StrCat("is ", number, "; ", right));
-      return low;
-    }
-    return number;
-  }
-
-  const Json& object_;
-  std::string file_;
-  std::string prefix_;
-  absl::Status status_;
-};
 
 std::string ReadArchitecture(FieldReader& in) {
   const Json* list = in.Find("architectures");
@@ -189,8 +77,9 @@ void ReadSizes(FieldReader& in, ModelConfig& config) {
 void ReadRope(FieldReader& in, const std::string& file, ModelConfig& config) {
   constexpr double kMaxTheta = 1e15;
   config.rope_theta = in.Real("rope_theta", 1.0, kMaxTheta, 10000.0);
-  const std::string field =
-      in.Find("rope_parameters") != nullptr ? "rope_parameters" : "rope_scaling";
+  const Json* const parameters = in.Find("rope_parameters");
+  const Json* const scaling = in.Find("rope_scaling");
+  const std::string field = parameters != nullptr ? "rope_parameters" : "rope_scaling";
   const Json* object = in.Find(field);
   if (object == nullptr) return;
   if (!object->is_object()) {
@@ -209,10 +98,8 @@ void ReadRope(FieldReader& in, const std::string& file, ModelConfig& config) {
     if (value.is_object())
       rope.Unimplemented(Quoted(key), "RoPE that differs between layers is not supported");
   }
-  if (rope.Real("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0) {
-    rope.Unimplemented("partial_rotary_factor",
-                       "is not 1; only RoPE over the whole head is supported");
-  }
+  CheckNeutral(rope, "partial_rotary_factor", 1.0);
+  CheckRopeFields(rope, *object, type);
   if (type == "llama3") {
     config.rope_scaling.factor = rope.Real("factor", 1.0, 1e6);
     config.rope_scaling.low_freq_factor = rope.Real("low_freq_factor", 1e-6, 1e6);
@@ -226,23 +113,32 @@ void ReadRope(FieldReader& in, const std::string& file, ModelConfig& config) {
     }
   }
   in.Update(rope.status());
+  if (parameters != nullptr && scaling != nullptr && *parameters != *scaling)
+    in.Invalid("rope_scaling", "differs from rope_parameters; give one of the two");
 }
 
 // Mistral: a window on every layer. Qwen: on the layers from max_window_layers on, and only with
 // use_sliding_window. Newer files repeat the outcome as layer_types, which must then agree.
 void ReadSlidingWindow(FieldReader& in, ModelConfig& config) {
-  if (config.architecture == "LlamaForCausalLM") return;
   const int64_t window = in.Int("sliding_window", 1, kMaxPositions, 0);
-  if (config.architecture == "MistralForCausalLM") {
-    config.sliding_window = window;
-    return;
-  }
+  const bool qwen = config.architecture.starts_with("Qwen");
+  const bool used = in.Bool("use_sliding_window", !qwen);
   constexpr int64_t kMaxWindowLayersOfTransformers = 28;
   const int64_t from_layer =
-      in.Int("max_window_layers", 0, kMaxLayers, kMaxWindowLayersOfTransformers);
-  if (in.Bool("use_sliding_window", false) && window > 0) {
+      in.Int("max_window_layers", 0, kMaxLayers, qwen ? kMaxWindowLayersOfTransformers : 0);
+  if (config.architecture == "LlamaForCausalLM") {
+    if (used && window > 0 && window < config.max_positions) {
+      in.Unimplemented("sliding_window",
+                       absl::StrCat("is ", window,
+                                    "; a LlamaForCausalLM has none: remove it when "
+                                    "the model was trained without one"));
+    }
+  } else if (used && window > 0) {
+    if (!qwen) CheckNeutral(in, "max_window_layers", 0.0);
     config.sliding_window = window;
     config.sliding_window_from_layer = from_layer;
+  } else if (used && qwen) {
+    in.Invalid("use_sliding_window", "is true and sliding_window is missing or null");
   }
   const Json* types = in.Find("layer_types");
   if (types == nullptr || !in.status().ok()) return;
@@ -272,17 +168,6 @@ void ReadVariant(FieldReader& in, ModelConfig& config) {
   if (activation != "silu" && activation != "swish") {
     in.Unimplemented("hidden_act",
                      absl::StrCat(Quoted(activation), " is not supported; must be \"silu\""));
-  }
-  if (const Json* quantization = in.Find("quantization_config")) {
-    const auto method =
-        quantization->is_object() ? quantization->find("quant_method") : quantization->end();
-    in.Unimplemented(
-        "quantization_config",
-        absl::StrCat(
-            quantization->is_object() && method != quantization->end() && method->is_string()
-                ? "quant_method " + Quoted(method->get<std::string>())
-                : std::string("this"),
-            " is not supported; use a checkpoint of float32, bfloat16 or float16 weights"));
   }
 }
 
@@ -317,6 +202,8 @@ absl::StatusOr<ModelConfig> ParseModelConfig(const std::string& json, const std:
   ReadSlidingWindow(in, config);
   ReadVariant(in, config);
   ReadDType(in, config);
+  CheckQuantization(in);
+  if (in.status().ok()) CheckOtherMaths(in, config);
   const std::vector<int64_t> bos = in.Ints("bos_token_id", 0, kMaxTokenId);
   config.bos_token_id = bos.empty() ? -1 : bos.front();
   config.eos_token_ids = in.Ints("eos_token_id", 0, kMaxTokenId);

@@ -39,8 +39,12 @@ void Decoder::Attention(Stream& stream, const Batch& batch, const Layer& layer, 
   const TensorView attended = arena_.Allocate(dtype_, {tokens, q_heads_ * head_dim});
   MatMul(stream, normed, *layer.qkv, layer.qkv_bias.view(), qkv);
   RopeAndStoreKv(stream, qkv, batch.positions, batch.slot_mapping, rope, q_heads_, kv);
+  AttentionShape shape = layer.attention;
+  shape.min_q_len = batch.min_q_len;
+  shape.max_q_len = batch.max_q_len;
+  shape.workspace = attention_workspace_.view();
   PagedAttention(stream, qkv.Columns(0, q_heads_ * head_dim), kv, batch.cu_q_lens, batch.kv_lens,
-                 layer.attention, attended);
+                 shape, attended);
   MatMul(stream, attended, *layer.o, layer.o_bias.view(), delta);
   groups_->tp->AllReduceSum(stream, delta);
   arena_.Rewind(mark);

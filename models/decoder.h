@@ -23,7 +23,10 @@ struct DecoderOptions {
   DType dtype = DType::kF32;       // of weights, activations and KV cache
   int64_t max_batch_tokens = 512;  // the largest T
   int64_t max_logit_rows = 64;     // the largest R
+  int64_t max_sequences = 64;      // the largest S
   int64_t max_positions = 0;       // positions the rotation table covers
+  int64_t max_kv_len = 0;          // positions a page table has room for; 0 = max_positions
+  std::vector<int64_t> pp_split;   // layers of each stage; empty = balanced
   // Called now and then during Load with the checkpoint bytes this rank has read and will have read
   // in all, by one thread at a time; may be empty.
   std::function<void(int64_t bytes, int64_t total)> progress;
@@ -49,6 +52,11 @@ class Decoder {
   Range vocabulary() const { return vocabulary_; }  // ids whose logits this rank computes
   int64_t kv_heads() const { return kv_heads_; }    // of this rank
   int64_t weight_bytes() const { return weight_bytes_; }
+  // Arena and rotation table.
+  int64_t activation_bytes() const {
+    return static_cast<int64_t>(arena_.capacity()) + cos_sin_.bytes();
+  }
+  int64_t workspace_bytes() const { return attention_workspace_.bytes(); }
   const ModelConfig& config() const { return config_; }
 
  private:
@@ -82,6 +90,7 @@ class Decoder {
   std::shared_ptr<const LinearWeight> head_;  // [V / tp, H], last stage; may be the embedding
   Tensor cos_sin_;                            // [max_positions, D] f32
   Arena arena_;                               // activations of one call
+  Tensor attention_workspace_;                // empty where the device needs none
 };
 
 }  // namespace trireme

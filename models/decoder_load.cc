@@ -103,18 +103,22 @@ class Decoder::Builder {
   }
 
   absl::Status Activations() {
+    const int64_t bytes = ArenaBytes(decoder_.config_, tp_, tp_size_, decoder_.dtype_,
+                                     options_.max_batch_tokens, options_.max_logit_rows);
+    ASSIGN_OR_RETURN(decoder_.arena_, Arena::Create(stream_.device(), static_cast<size_t>(bytes)));
     const Decoder& d = decoder_;
-    const int64_t tokens = options_.max_batch_tokens, hidden = d.config_.hidden_size;
-    const int64_t qkv = (2 * d.q_heads_ + 2 * d.kv_heads_) * d.config_.head_dim,
-                  mlp = 3 * d.intermediate_;
-    const auto footprint = [&](int64_t rows, int64_t columns) {
-      return Arena::Footprint(d.dtype_, {rows, columns}) + 512;
-    };
-    const size_t forward =
-        2 * footprint(tokens, hidden) + std::max(footprint(tokens, qkv), footprint(tokens, mlp));
-    ASSIGN_OR_RETURN(decoder_.arena_,
-                     Arena::Create(stream_.device(),
-                                   std::max(forward, footprint(options_.max_logit_rows, hidden))));
+    const int64_t workspace = AttentionWorkspaceBytes(
+        stream_,
+        {.dtype = d.dtype_,
+         .sequences = options_.max_sequences,
+         .q_heads = d.q_heads_,
+         .kv_heads = d.kv_heads_,
+         .head_dim = d.config_.head_dim,
+         .max_kv_len = options_.max_kv_len > 0 ? options_.max_kv_len : options_.max_positions});
+    if (workspace > 0) {
+      ASSIGN_OR_RETURN(decoder_.attention_workspace_,
+                       Tensor::Create(stream_.device(), DType::kU8, {workspace}));
+    }
     return absl::OkStatus();
   }
 
@@ -168,7 +172,8 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const ModelConfig& config
   decoder->groups_ = &groups;
   decoder->dtype_ = options.dtype;
   const int tp = groups.tp_index(), tp_size = groups.topology.tp_size;
-  decoder->layer_range_ = StageLayers(config, groups.topology.pp_size)[groups.pp_index()];
+  decoder->layer_range_ =
+      StageLayers(config, groups.topology.pp_size, options.pp_split)[groups.pp_index()];
   decoder->vocabulary_ = PieceOfSpec(specs.head, tp, tp_size);
   decoder->q_heads_ = PieceOfSpec(specs.layers[0].q, tp, tp_size).size() / config.head_dim;
   decoder->kv_heads_ = PieceOfSpec(specs.layers[0].k, tp, tp_size).size() / config.head_dim;

@@ -22,4 +22,15 @@ PagedKv KvCache::Layer(int64_t layer, ConstTensorView page_tables) const {
                  .page_tables = page_tables};
 }
 
+void KvCache::CopyPage(Stream& stream, int64_t source, int64_t target) const {
+  const int64_t size = options_.page_size;
+  for (int64_t row = 0; row < 2 * options_.layers; ++row) {
+    const TensorView all = storage_.view().Rows(row, 1);
+    const TensorView tokens(all.data, options_.dtype,
+                            {options_.pages * size, options_.kv_heads, options_.head_dim});
+    const TensorView from = tokens.Rows(source * size, size);
+    stream.Copy(tokens.Rows(target * size, size).data, from.data, from.bytes());
+  }
+}
+
 }  // namespace trireme

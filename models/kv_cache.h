@@ -22,6 +22,8 @@ class KvCache {
   };
   static absl::StatusOr<KvCache> Create(Device& device, const Options& options);
   PagedKv Layer(int64_t layer, ConstTensorView page_tables) const;
+  // Keys and values of page `source`, in all layers, to page `target`.
+  void CopyPage(Stream& stream, int64_t source, int64_t target) const;
   const Options& options() const { return options_; }
   int64_t bytes() const { return storage_.bytes(); }
 

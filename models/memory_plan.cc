@@ -1,5 +1,9 @@
 #include "models/memory_plan.h"
 
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/device.h"
 #include "models/weights.h"
 
 namespace trireme {
@@ -27,9 +31,39 @@ int64_t LayerElements(const LayerWeightSpecs& layer, int part, int parts) {
 
 }  // namespace
 
-std::vector<Range> StageLayers(const ModelConfig& config, int pp) {
+absl::Status CheckSplit(const ModelConfig& config, int pp, const std::vector<int64_t>& split) {
+  if (split.empty()) return absl::OkStatus();
+  if (static_cast<int>(split.size()) != pp) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--pp-split has ", split.size(), " numbers for ", pp, " stages"));
+  }
+  int64_t sum = 0;
+  for (const int64_t layers : split) {
+    if (layers < 1 || layers > config.num_layers) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--pp-split: ", layers, " layers for a stage; there are ", config.num_layers,
+                       " and each stage needs one"));
+    }
+    sum += layers;
+  }
+  if (sum == config.num_layers) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--pp-split adds up to ", sum, " layers; the model has ", config.num_layers));
+}
+
+std::vector<Range> StageLayers(const ModelConfig& config, int pp,
+                               const std::vector<int64_t>& split) {
   CHECK(pp >= 1 && pp <= config.num_layers)
       << pp << " stages of " << config.num_layers << " layers";
+  if (!split.empty()) {
+    CHECK(CheckSplit(config, pp, split).ok());
+    std::vector<Range> stages;
+    for (const int64_t layers : split) {
+      const int64_t begin = stages.empty() ? 0 : stages.back().end;
+      stages.push_back({begin, begin + layers});
+    }
+    return stages;
+  }
   const auto layer_cost = static_cast<double>(LayerElements(AnyLayer(config), 0, 1));
   // One token in five is an output token in everyday use (512 in, 128 out), and only those go
   // through the head. The embedding is a look-up, which costs nothing.
@@ -39,8 +73,8 @@ std::vector<Range> StageLayers(const ModelConfig& config, int pp) {
 }
 
 std::vector<RankBytes> PlanRankBytes(const ModelConfig& config, const Topology& topology,
-                                     DType dtype) {
-  const std::vector<Range> stages = StageLayers(config, topology.pp_size);
+                                     DType dtype, const std::vector<int64_t>& split) {
+  const std::vector<Range> stages = StageLayers(config, topology.pp_size, split);
   const LayerWeightSpecs layer = AnyLayer(config);
   ModelConfig one = config;
   one.num_layers = 1;
@@ -64,6 +98,36 @@ std::vector<RankBytes> PlanRankBytes(const ModelConfig& config, const Topology& 
     out.push_back(bytes);
   }
   return out;
+}
+
+absl::StatusOr<int64_t> PagesOfMemory(const ModelConfig& config, const Topology& topology,
+                                      DType dtype, int64_t page_size, int64_t bytes,
+                                      const std::vector<int64_t>& split) {
+  int64_t per_token = 1;
+  for (const RankBytes& rank : PlanRankBytes(config, topology, dtype, split))
+    per_token = std::max(per_token, rank.kv_bytes_per_token);
+  const int64_t page = per_token * page_size;
+  if (bytes >= page) return bytes / page;
+  return absl::InvalidArgumentError(
+      absl::StrCat("one page of ", page_size, " tokens takes ", page, " bytes; there are ", bytes));
+}
+
+int64_t ArenaBytes(const ModelConfig& config, int tp_index, int tp_size, DType dtype,
+                   int64_t tokens, int64_t logit_rows) {
+  const LayerWeightSpecs layer = AnyLayer(config);
+  const auto columns = [&](const WeightSpec& spec) {
+    return PieceOfSpec(spec, tp_index, tp_size).size();
+  };
+  const int64_t hidden = config.hidden_size;
+  const int64_t attention = 2 * columns(layer.q) + 2 * columns(layer.k);  // qkv, attended
+  const int64_t mlp = 3 * columns(layer.gate);                            // gate_up, activated
+  // Two tensors share each of these: room for both their alignments.
+  const auto footprint = [&](int64_t rows, int64_t width) {
+    return static_cast<int64_t>(Arena::Footprint(dtype, {rows, width})) + 512;
+  };
+  const int64_t forward = 2 * footprint(tokens, hidden) +
+                          std::max(footprint(tokens, attention), footprint(tokens, mlp));
+  return std::max(forward, footprint(logit_rows, hidden));
 }
 
 int64_t TotalParameters(const ModelConfig& config) {

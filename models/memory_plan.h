@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "kernels/dtype.h"
 #include "models/config.h"
 #include "parallel/topology.h"
@@ -23,13 +25,27 @@ struct RankBytes {
 
 // Layers of each pipeline stage, balanced by what a token costs on average: the parameters of a
 // layer, and on the last stage those of the output head times the share of tokens that need it (an
-// embedding is a look-up and costs nothing). REQUIRES: 1 <= pp <= config.num_layers.
-std::vector<Range> StageLayers(const ModelConfig& config, int pp);
+// embedding is a look-up and costs nothing). `split` overrides: layers of each stage; empty =
+// balanced. REQUIRES: 1 <= pp <= config.num_layers; CheckSplit(config, pp, split).ok().
+std::vector<Range> StageLayers(const ModelConfig& config, int pp,
+                               const std::vector<int64_t>& split = {});
+// InvalidArgument names what is wrong: each stage needs a layer, and their sum is the model's.
+absl::Status CheckSplit(const ModelConfig& config, int pp, const std::vector<int64_t>& split);
 
 // One entry for each of topology.world_size() ranks. A tied embedding counts once where the first
 // stage is the last, else on both. REQUIRES: CheckTensorParallel(config, topology).ok().
 std::vector<RankBytes> PlanRankBytes(const ModelConfig& config, const Topology& topology,
-                                     DType dtype);
+                                     DType dtype, const std::vector<int64_t>& split = {});
+
+// KV pages of page_size tokens that `bytes` of a rank hold, on the rank where a page is largest.
+// InvalidArgument when there is no room for one.
+absl::StatusOr<int64_t> PagesOfMemory(const ModelConfig& config, const Topology& topology,
+                                      DType dtype, int64_t page_size, int64_t bytes,
+                                      const std::vector<int64_t>& split = {});
+
+// What a forward pass of `tokens` tokens and `logit_rows` rows of logits takes of its arena.
+int64_t ArenaBytes(const ModelConfig& config, int tp_index, int tp_size, DType dtype,
+                   int64_t tokens, int64_t logit_rows);
 
 // Parameters of the whole model, a tied head counted once.
 int64_t TotalParameters(const ModelConfig& config);

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/tensor.h"
+#include "models/output_file.h"
 
 namespace trireme {
 
@@ -56,8 +57,7 @@ class SafetensorsFile {
 };
 
 // Streams tensors to a new file: declare all, then append data in the declared order, then Finish.
-// Written to `path.partial` and renamed by Finish, so that a full disk leaves no half file under
-// the final name.
+// An OutputFile: it gets its name in Finish, and a pipe is written to as it is.
 class SafetensorsWriter {
  public:
   struct Declared {
@@ -67,14 +67,13 @@ class SafetensorsWriter {
   };
   static absl::StatusOr<std::unique_ptr<SafetensorsWriter>> Create(
       const std::string& path, const std::vector<Declared>& tensors);
-  ~SafetensorsWriter();
   absl::Status Append(const void* data, int64_t bytes);
   absl::Status Finish();
 
  private:
   SafetensorsWriter() = default;
   std::string path_;
-  int fd_ = -1;
+  std::unique_ptr<OutputFile> file_;
   int64_t declared_bytes_ = 0;
   int64_t appended_bytes_ = 0;
 };

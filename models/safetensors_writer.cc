@@ -1,11 +1,5 @@
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstdio>
 #include <nlohmann/json.hpp>
 
-#include "absl/strings/str_cat.h"
 #include "kernels/status.h"
 #include "models/safetensors.h"
 
@@ -26,20 +20,10 @@ const char* StoredName(DType dtype) {
       return "I64";
     case DType::kU8:
       return "U8";
+    case DType::kF64:
+      return "F64";
   }
   return "?";
-}
-
-absl::Status WriteAll(int fd, const std::string& path, const void* data, int64_t bytes) {
-  const auto* from = static_cast<const char*>(data);
-  while (bytes > 0) {
-    const ssize_t n = write(fd, from, bytes);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return absl::ErrnoToStatus(errno, absl::StrCat(path, ": writing"));
-    from += n;
-    bytes -= n;
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace
@@ -66,38 +50,22 @@ absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(
   std::unique_ptr<SafetensorsWriter> writer(new SafetensorsWriter);
   writer->path_ = path;
   writer->declared_bytes_ = offset;
-  const std::string partial = path + ".partial";
-  writer->fd_ = open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (writer->fd_ < 0) return absl::ErrnoToStatus(errno, absl::StrCat(path, ": cannot be written"));
-  RETURN_IF_ERROR(WriteAll(writer->fd_, path, &length, sizeof(length)));
-  RETURN_IF_ERROR(WriteAll(writer->fd_, path, text.data(), static_cast<int64_t>(text.size())));
+  ASSIGN_OR_RETURN(writer->file_, OutputFile::Create(path));
+  RETURN_IF_ERROR(writer->file_->Write(&length, sizeof(length)));
+  RETURN_IF_ERROR(writer->file_->Write(text.data(), static_cast<int64_t>(text.size())));
   return writer;
-}
-
-SafetensorsWriter::~SafetensorsWriter() {
-  if (fd_ < 0) return;
-  close(fd_);
-  unlink((path_ + ".partial").c_str());
 }
 
 absl::Status SafetensorsWriter::Append(const void* data, int64_t bytes) {
   CHECK_LE(bytes, declared_bytes_ - appended_bytes_) << path_;
-  RETURN_IF_ERROR(WriteAll(fd_, path_, data, bytes));
+  RETURN_IF_ERROR(file_->Write(data, bytes));
   appended_bytes_ += bytes;
   return absl::OkStatus();
 }
 
 absl::Status SafetensorsWriter::Finish() {
   CHECK_EQ(appended_bytes_, declared_bytes_) << path_;
-  const std::string partial = path_ + ".partial";
-  // Some file systems report a full disk only here.
-  const int closed = close(std::exchange(fd_, -1));
-  if (closed != 0 || rename(partial.c_str(), path_.c_str()) != 0) {
-    const absl::Status status = absl::ErrnoToStatus(errno, absl::StrCat(path_, ": finishing"));
-    unlink(partial.c_str());
-    return status;
-  }
-  return absl::OkStatus();
+  return file_->Finish();
 }
 
 }  // namespace trireme

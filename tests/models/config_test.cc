@@ -5,6 +5,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/str_cat.h"
 #include "tests/models/temp_dir.h"
 
 namespace trireme {
@@ -224,8 +225,15 @@ TEST(ConfigTest, EachBadFieldIsNamed) {
       {"rope_parameters",
        {{"rope_type", "default"}, {"partial_rotary_factor", 0.5}},
        kUnimplemented,
-       "rope_parameters.partial_rotary_factor: is not 1; only RoPE over the whole head is "
-       "supported"},
+       "rope_parameters.partial_rotary_factor: is 0.5; only 1 is supported"},
+      {"rope_scaling",
+       {{"factor", 4.0}},
+       kUnimplemented,
+       "rope_scaling.factor: is 4.0; only 1 is supported"},
+      {"rope_scaling",
+       {{"type", "default"}, {"mrope_section", {16, 24, 24}}},
+       kUnimplemented,
+       "rope_scaling.\"mrope_section\": is not known with rope_type \"default\""},
       {"tie_word_embeddings", "yes", kInvalid,
        "tie_word_embeddings: is a string; must be true or false"},
       {"hidden_act", "gelu", kUnimplemented,
@@ -264,6 +272,121 @@ TEST(ConfigTest, EachBadFieldIsNamed) {
     }
     ExpectError(Parse(json).status(), refusal.code, std::string("config.json: ") + refusal.line);
   }
+}
+
+// A top-level partial_rotary_factor was read nowhere, and the model talked nonsense.
+TEST(ConfigTest, FieldsOfOtherMathsAreRefused) {
+  struct Field {
+    const char* model;
+    const char* name;
+    Json value;
+    const char* what;
+  };
+  const std::vector<Field> fields = {
+      {"tiny-llama3", "partial_rotary_factor", 0.5, "is 0.5; only 1 is supported"},
+      {"tiny-qwen3", "rotary_pct", 0.25, "is 0.25; only 1 is supported"},
+      {"tiny-llama3", "rope_interleaved", true,
+       "is true; only false is supported for a LlamaForCausalLM"},
+      {"tiny-llama3", "no_rope_layers", {1, 0}, "layers without RoPE are not supported"},
+      {"tiny-llama3", "logits_scaling", 8, "is 8; only 1 is supported"},
+      {"tiny-llama3", "attention_multiplier", 0.5, "is 0.5; only 0.25 is supported"},
+      {"tiny-llama3", "query_pre_attn_scalar", 256, "is 256; only 16 is supported"},
+      {"tiny-llama3", "residual_multiplier", 0.22, "is 0.22; only 1 is supported"},
+      {"tiny-llama3", "scale_emb", "12", "is a string; only 1 is supported"},
+      {"tiny-llama3", "clip_qkv", 8.0, "is 8.0; only null is supported"},
+      {"tiny-llama3", "final_logit_softcapping", 30.0, "is 30.0; only null is supported"},
+      {"tiny-qwen2",
+       "dual_chunk_attention_config",
+       {{"chunk_size", 262144}},
+       "is an object; only null is supported"},
+      {"tiny-qwen3", "num_experts", 128, "is more than 1; mixtures of experts are not supported"},
+      {"tiny-llama3", "bias", true, "is true; only false is supported for a LlamaForCausalLM"},
+      {"tiny-mistral-swa", "attention_bias", true,
+       "is true; only false is supported for a MistralForCausalLM"},
+      {"tiny-qwen2", "mlp_bias", true, "is true; only false is supported for a Qwen2ForCausalLM"},
+      {"tiny-qwen2", "qkv_bias", false, "is false; only true is supported for a Qwen2ForCausalLM"},
+      {"tiny-qwen3", "use_qk_norm", false,
+       "is false; only true is supported for a Qwen3ForCausalLM"},
+      {"tiny-qwen3", "headwise_attn_output_gate", true,
+       "is true; only false is supported for a Qwen3ForCausalLM"},
+      {"tiny-qwen2", "is_causal", false, "is false; only true is supported for a Qwen2ForCausalLM"},
+      {"tiny-llama3", "sliding_window", 64,
+       "is 64; a LlamaForCausalLM has none: remove it when the model was trained without one"},
+      {"tiny-mistral-swa", "max_window_layers", 2, "is 2; only 0 is supported"},
+      {"tiny-mistral-swa",
+       "layer_types",
+       {"full_attention", "sliding_attention", "full_attention", "sliding_attention"},
+       "differs from what num_hidden_layers, use_sliding_window, sliding_window and "
+       "max_window_layers say; only those patterns are supported"},
+      {"tiny-llama3",
+       "layer_types",
+       {"full_attention", "sliding_attention"},
+       "differs from what num_hidden_layers, use_sliding_window, sliding_window and "
+       "max_window_layers say; only those patterns are supported"},
+      {"tiny-llama3",
+       "compression_config",
+       {{"format", "pack-quantized"}},
+       "this is not supported; use a checkpoint of float32, bfloat16 or float16 weights"},
+      {"tiny-llama3",
+       "quantization",
+       {{"group_size", 64}, {"bits", 4}},
+       "this is not supported; use a checkpoint of float32, bfloat16 or float16 weights"},
+  };
+  for (const Field& field : fields) {
+    Json json = Golden(field.model);
+    json[field.name] = field.value;
+    ExpectError(Parse(json).status(), absl::StatusCode::kUnimplemented,
+                absl::StrCat("config.json: ", field.name, ": ", field.what));
+  }
+}
+
+TEST(ConfigTest, FieldsThatSayWhatIsDoneAnywayAreFine) {
+  const std::vector<std::pair<const char*, Json>> cases = {
+      {"tiny-llama3",
+       {{"partial_rotary_factor", 1.0},
+        {"query_pre_attn_scalar", 16},
+        {"attention_multiplier", 0.25},
+        {"clip_qkv", nullptr},
+        {"num_experts", 0},
+        {"no_rope_layers", {1, 1}},
+        {"bias", false},
+        {"use_sliding_window", false},
+        {"sliding_window", 64},
+        {"layer_types", {"full_attention", "full_attention"}},
+        {"rope_interleaved", false},
+        {"pretraining_tp", 1}}},
+      {"tiny-qwen2",
+       {{"qkv_bias", true}, {"attention_bias", true}, {"is_causal", true}, {"use_mrope", false}}},
+      {"tiny-qwen3", {{"use_qk_norm", true}, {"qk_norm", true}}},
+      {"tiny-mistral-swa", {{"use_sliding_window", true}, {"max_window_layers", 0}}},
+  };
+  for (const auto& [model, fields] : cases) {
+    Json json = Golden(model);
+    for (const auto& [key, value] : fields.items()) json[key] = value;
+    const auto config = Parse(json);
+    ASSERT_TRUE(config.ok()) << config.status();
+    EXPECT_EQ(config->SlidingWindow(0), Parse(Golden(model))->SlidingWindow(0));
+  }
+}
+
+TEST(ConfigTest, WindowThatIsSwitchedOffOrMissing) {
+  Json json = Golden("tiny-mistral-swa");
+  json["use_sliding_window"] = false;
+  EXPECT_EQ(Parse(json)->SlidingWindow(0), 0);
+  json = Golden("tiny-qwen2");
+  json["use_sliding_window"] = true;
+  json.erase("sliding_window");
+  ExpectError(Parse(json).status(), absl::StatusCode::kInvalidArgument,
+              "config.json: use_sliding_window: is true and sliding_window is missing or null");
+}
+
+TEST(ConfigTest, TwoRopeObjectsMustAgree) {
+  Json json = Golden("tiny-llama3");
+  json["rope_parameters"] = json["rope_scaling"];
+  EXPECT_TRUE(Parse(json).ok());
+  json["rope_parameters"]["factor"] = 32.0;
+  ExpectError(Parse(json).status(), absl::StatusCode::kInvalidArgument,
+              "config.json: rope_scaling: differs from rope_parameters; give one of the two");
 }
 
 TEST(ConfigTest, HeadDimThatCannotBeInferred) {

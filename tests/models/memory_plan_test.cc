@@ -114,5 +114,18 @@ TEST(MemoryPlanTest, StagesCoverTheLayersAndTheHeadWeighsOnTheLast) {
   EXPECT_EQ(StageLayers(odd, 2), (std::vector<Range>{{0, 14}, {14, 27}}));
 }
 
+TEST(MemoryPlanTest, ASplitByHandLosesNoLayer) {
+  ModelConfig config;
+  config.num_layers = 16;
+  EXPECT_EQ(StageLayers(config, 3, {9, 6, 1}), (std::vector<Range>{{0, 9}, {9, 15}, {15, 16}}));
+  EXPECT_TRUE(CheckSplit(config, 4, {}).ok());
+  const auto says = [&](int pp, const std::vector<int64_t>& split) {
+    return std::string(CheckSplit(config, pp, split).message());
+  };
+  EXPECT_NE(says(2, {9, 6, 1}).find("3 numbers for 2 stages"), std::string::npos);
+  EXPECT_NE(says(2, {9, 6}).find("adds up to 15 layers; the model has 16"), std::string::npos);
+  EXPECT_NE(says(2, {16, 0}).find("0 layers for a stage"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace trireme
