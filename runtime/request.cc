@@ -6,9 +6,7 @@
 
 namespace trireme {
 namespace {
-constexpr int32_t kMaxLogprobs = 100;
-
-absl::Status OutOfRange(const char* name, double value, const char* range) {
+absl::Status OutOfRange(const char* name, double value, const std::string& range) {
   return absl::InvalidArgumentError(absl::StrCat(name, " is ", value, "; it must be ", range));
 }
 }  // namespace
@@ -27,7 +25,9 @@ absl::Status CheckSamplingParams(const SamplingParams& p) {
     return OutOfRange("presence-penalty", p.presence_penalty, "between -2 and 2");
   if (!(std::abs(p.frequency_penalty) <= 2.0f))
     return OutOfRange("frequency-penalty", p.frequency_penalty, "between -2 and 2");
-  if (p.logprobs > kMaxLogprobs) return OutOfRange("logprobs", p.logprobs, "at most 100");
+  if (p.logprobs < -1 || p.logprobs > kMaxLogprobs)
+    return OutOfRange("logprobs", p.logprobs,
+                      absl::StrCat("between 0 and ", kMaxLogprobs, " (-1 = none)"));
   return absl::OkStatus();
 }
 
@@ -41,6 +41,10 @@ const char* Name(FinishReason reason) {
       return "length";
     case FinishReason::kCancelled:
       return "cancelled";
+    case FinishReason::kDeadline:
+      return "deadline";
+    case FinishReason::kError:
+      return "error";
   }
   return "?";
 }

@@ -12,6 +12,8 @@ namespace trireme {
 
 using TokenId = int32_t;
 
+inline constexpr int32_t kMaxLogprobs = 100;
+
 // Names and meanings follow vLLM's and Hugging Face's sampling parameters. The order of application
 // is: repetition penalty, presence and frequency penalties, temperature, top-k, top-p, min-p.
 struct SamplingParams {
@@ -23,7 +25,7 @@ struct SamplingParams {
   float presence_penalty = 0.0f;    // subtracted once from tokens of the output
   float frequency_penalty = 0.0f;   // subtracted per occurrence in the output
   uint64_t seed = 0;                // same seed, same request: same tokens, in any batch and layout
-  int32_t logprobs = -1;  // -1 = none; n >= 0: of the chosen token and the n most likely ones
+  int32_t logprobs = -1;  // -1 = none; 0 to kMaxLogprobs: of the chosen and the n likeliest tokens
 
   bool HasPenalties() const {
     return repetition_penalty != 1.0f || presence_penalty != 0.0f || frequency_penalty != 0.0f;
@@ -40,9 +42,18 @@ struct Request {
   std::vector<TokenId>
       stop_tokens;  // end the output and are not part of its text (the model's EOS, unless ignored)
   std::vector<std::string> stop;  // end the output and are cut from its text
+  int32_t n = 1;                  // samples of the prompt; the i-th draws with seed + i
+  int32_t priority = 0;  // the higher one runs first; who waits catches up (SchedulerOptions)
+  // In the clock of Scheduler::AdvanceTime, microseconds.
+  int64_t arrival_us = 0;
+  int64_t deadline_us = 0;  // ended then, whatever is done; 0 = none
+  // Output of a run that was cut short: it is computed again like a prompt, and the next token
+  // follows it as if nothing had happened.
+  std::vector<TokenId> output{};
 };
 
-enum class FinishReason : uint8_t { kNone, kStop, kLength, kCancelled };
+enum class FinishReason : uint8_t { kNone, kStop, kLength, kCancelled, kDeadline, kError };
+inline constexpr int kFinishReasons = 6;
 const char* Name(FinishReason reason);
 
 // A sampled token. Log-probabilities are those of the model itself: before penalties, temperature

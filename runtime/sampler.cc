@@ -1,201 +1,254 @@
 #include "runtime/sampler.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <limits>
-#include <map>
-#include <unordered_map>
 
 #include "kernels/check.h"
-#include "runtime/philox.h"
+#include "kernels/sampling.h"
+#include "kernels/status.h"
+#include "runtime/sampler_row.h"
 
 namespace trireme {
+
 namespace {
 
-using Candidate = Sampler::Candidate;
-using Terms = Sampler::Terms;
-constexpr int64_t kFirstNucleus =
-    64;  // candidates a shard sends first for top-p; eight times more each retry
-constexpr float kLowest = -std::numeric_limits<float>::infinity();
-
-// Total order: higher score first, then the smaller id.
-bool Before(const Candidate& a, const Candidate& b) {
-  return a.score != b.score ? a.score > b.score : a.id < b.id;
+// What a visit sends to the device and has back: padding of all tensors, rows, penalties.
+constexpr int64_t kPadding = 16 * 256;
+int64_t InputBytes(int64_t rows, int64_t penalties) {
+  return kPadding + 48 * rows + 16 * penalties;
 }
-
-float Maximum(const float* x, int64_t n) {
-  float best = kLowest;
-#pragma omp simd reduction(max : best)
-  for (int64_t i = 0; i < n; ++i) best = x[i] > best ? x[i] : best;
-  return best;
+int64_t OutputBytes(int64_t rows, int64_t penalties, int64_t candidates) {
+  return kPadding + rows * (40 + 8 * candidates) + 4 * penalties;
 }
+// Of a row, on average: different tokens with a penalty, candidates for top-p and
+// log-probabilities.
+constexpr int64_t kUsualPenalties = 128, kUsualCandidates = 128;
 
-double ExpSum(const float* x, int64_t n, float max, double inverse_temperature) {
-  double sum = 0.0;
-  for (int64_t i = 0; i < n; ++i)
-    sum += std::exp((static_cast<double>(x[i]) - max) * inverse_temperature);
-  return sum;
-}
-
-// The `count` best of x [n] in order; ids start at `first_id`.
-std::vector<Candidate> Best(const float* x, int64_t n, int64_t first_id, int64_t count) {
-  std::vector<Candidate> heap;  // the worst of the best on top
-  count = std::min(count, n);
-  if (count == 0) return heap;
-  if (count == 1) {
-    const float best = Maximum(x, n);
-    const int64_t at = std::find(x, x + n, best) - x;
-    if (at < n) heap.push_back({best, best, static_cast<int32_t>(first_id + at)});
-    return heap;
-  }
-  heap.reserve(count);
-  for (int64_t i = 0; i < n; ++i) {
-    const Candidate candidate{x[i], x[i], static_cast<int32_t>(first_id + i)};
-    if (static_cast<int64_t>(heap.size()) < count) {
-      heap.push_back(candidate);
-      std::push_heap(heap.begin(), heap.end(), Before);
-    } else if (x[i] > heap.front().score) {  // ids ascend, so an equal score never displaces
-      std::pop_heap(heap.begin(), heap.end(), Before);
-      heap.back() = candidate;
-      std::push_heap(heap.begin(), heap.end(), Before);
-    }
-  }
-  std::sort_heap(heap.begin(), heap.end(), Before);
-  return heap;
-}
+// What ranks exchange of a row before its candidates.
+struct RowHead {
+  int64_t n;
+  ShardTerms terms;
+  DrawnToken drawn;
+};
 
 }  // namespace
 
-// What is known of a row: its local logits, and after Exchange the merged view that is the same on
-// all ranks.
-struct Sampler::RowState {
-  const SampleRow* row = nullptr;
-  float* logits = nullptr;  // [n]
-  int64_t n = 0;
-  int64_t first_id = 0;
-  std::unordered_map<int32_t, float> raw;  // logits that penalties changed, as the model gave them
-  std::vector<Candidate> local_raw_top;    // taken before the penalties
-  double local_raw_max = 0, local_raw_sum = 0;
-  // Merged over shards.
-  std::vector<Candidate> merged;  // in order
-  size_t certain = 0;  // how many of them are surely the best ones of the whole vocabulary
-  std::vector<Candidate> raw_top;
-  double max = 0, sum = 0, raw_max = 0, raw_sum = 0;
-  Candidate chosen;
+int64_t Sampler::ReservedBytes(int64_t rows) {
+  return 2 * (InputBytes(rows, kUsualPenalties * rows) +
+              OutputBytes(rows, kUsualPenalties * rows, kUsualCandidates));
+}
 
-  const SamplingParams& params() const { return *row->params; }
-  double inverse_temperature() const {
-    return params().temperature > 0.0f ? 1.0 / params().temperature : 1.0;
-  }
-  bool filtered() const {
-    return params().temperature == 0.0f || params().top_k > 0 || params().top_p < 1.0f;
-  }
-  uint64_t position() const { return row->tokens.size(); }
+absl::Status Sampler::Reserve(Device& device, int64_t rows, int64_t tokens) {
+  states_.resize(rows);
+  for (RowState& state : states_) state.Reserve(kUsualCandidates, tokens);
+  shards_.resize(tp_->size());
+  for (ShardView& shard : shards_) shard.best.reserve(kUsualCandidates);
+  const size_t bytes = rows * (sizeof(RowHead) + kUsualCandidates * sizeof(Candidate));
+  send_.reserve(bytes);
+  receive_.reserve(bytes * tp_->size());
+  RETURN_IF_ERROR(inputs_.Reset(device, InputBytes(rows, kUsualPenalties * rows)));
+  return outputs_.Reset(device, OutputBytes(rows, kUsualPenalties * rows, kUsualCandidates));
+}
 
-  int64_t CandidatesWanted() const {
-    if (params().temperature == 0.0f) return 1;
-    if (params().top_k > 0) return params().top_k;
-    return params().top_p < 1.0f ? kFirstNucleus : 1;
+Sampler::Sampler(Communicator* tp, Range vocabulary, int64_t vocab_size)
+    : tp_(tp), vocabulary_(vocabulary), widest_shard_(PieceOf(vocab_size, tp->size(), 0).size()) {}
+Sampler::~Sampler() = default;
+
+absl::Status Sampler::Staging::Reset(Device& device, size_t bytes) {
+  if (bytes > arena_.capacity()) {
+    ASSIGN_OR_RETURN(arena_, Arena::Create(device, 2 * bytes));
+    host_.resize(arena_.capacity());
   }
-  void KeepRaw() {
-    if (params().logprobs < 0) return;
-    local_raw_max = Maximum(logits, n);
-    local_raw_sum = n > 0 ? ExpSum(logits, n, static_cast<float>(local_raw_max), 1.0) : 0.0;
-    local_raw_top = Best(logits, n, first_id, params().logprobs);
-  }
-  void ApplyPenalties() {
-    if (!params().HasPenalties()) return;
-    std::map<int32_t, int32_t> output_counts;  // of every token seen; 0 = only in the prompt
-    for (size_t i = 0; i < row->tokens.size(); ++i) {
-      const int32_t id = row->tokens[i];
-      if (id < first_id || id >= first_id + n) continue;
-      output_counts[id] += static_cast<int64_t>(i) >= row->prompt_tokens ? 1 : 0;
+  arena_.Reset();
+  base_ = nullptr;
+  return absl::OkStatus();
+}
+
+TensorView Sampler::Staging::Add(DType dtype, Shape shape) {
+  const TensorView view = arena_.Allocate(dtype, shape);
+  if (base_ == nullptr) base_ = view.as<char>();
+  return view;
+}
+
+void Sampler::Staging::ToDevice(Stream& stream) {
+  if (base_ != nullptr) stream.Copy(const_cast<char*>(base_), host_.data(), arena_.used());
+}
+
+void Sampler::Staging::ToHost(Stream& stream) {
+  if (base_ != nullptr) stream.Copy(host_.data(), base_, arena_.used());
+}
+
+// The device's part: one upload, the ops, one download.
+class Sampler::DeviceVisit {
+ public:
+  DeviceVisit(Sampler& sampler, TensorView logits, std::span<RowState> rows, const Visit& visit)
+      : s_(sampler), logits_(logits), rows_(rows), visit_(visit) {}
+
+  absl::Status Run(Stream& stream) {
+    for (const RowState& row : rows_) {
+      penalties_ += visit_.penalize ? static_cast<int64_t>(row.penalties.size()) : 0;
     }
-    for (const auto& [id, count] : output_counts) {
-      float& x = logits[id - first_id];
-      raw[id] = x;
-      x = x > 0.0f ? x / params().repetition_penalty : x * params().repetition_penalty;
-      if (count > 0)
-        x -= params().presence_penalty + params().frequency_penalty * static_cast<float>(count);
+    RETURN_IF_ERROR(Plan(stream));
+    WriteInputs();
+    s_.inputs_.ToDevice(stream);
+    if (Raw()) Summarize(stream, raw_);
+    if (penalties_ > 0) PenalizeLogits(stream, logits_, places_, amounts_, before_);
+    if (visit_.candidates > 0) Summarize(stream, scored_);
+    if (visit_.draw != Visit::kNoDraw) {
+      DrawTokens(stream, logits_, seeds_, limits_, s_.vocabulary_.begin, keys_, drawn_scores_,
+                 drawn_);
+    }
+    s_.outputs_.ToHost(stream);
+    RETURN_IF_ERROR(stream.Synchronize());
+    ReadOutputs();
+    return absl::OkStatus();
+  }
+
+ private:
+  struct Summary {
+    TensorView inverse_temperature, largest, sum, scores, columns;
+    int64_t count = 0;
+  };
+  bool Raw() const { return visit_.raw_candidates > 0 || visit_.raw_terms; }
+  int64_t R() const { return static_cast<int64_t>(rows_.size()); }
+
+  absl::Status Plan(Stream& stream) {
+    Staging &in = s_.inputs_, &out = s_.outputs_;
+    const int64_t k = visit_.candidates + visit_.raw_candidates;
+    RETURN_IF_ERROR(in.Reset(stream.device(), InputBytes(R(), penalties_)));
+    RETURN_IF_ERROR(out.Reset(stream.device(), OutputBytes(R(), penalties_, k)));
+    if (penalties_ > 0) {
+      places_ = in.Add(DType::kI32, {penalties_, 2});
+      amounts_ = in.Add(DType::kF32, {penalties_, 2});
+      before_ = out.Add(DType::kF32, {penalties_});
+    }
+    if (Raw()) raw_ = PlanSummary(visit_.raw_candidates);
+    if (visit_.candidates > 0) scored_ = PlanSummary(visit_.candidates);
+    if (visit_.draw != Visit::kNoDraw) {
+      seeds_ = in.Add(DType::kI64, {R(), 2});
+      limits_ = in.Add(DType::kF64, {R(), 2});
+      keys_ = out.Add(DType::kF64, {R()});
+      drawn_scores_ = out.Add(DType::kF32, {R()});
+      drawn_ = out.Add(DType::kI32, {R()});
+    }
+    return absl::OkStatus();
+  }
+  Summary PlanSummary(int64_t wanted) {
+    Staging& out = s_.outputs_;
+    const int64_t count = std::min(wanted, logits_.dim(1));  // the last shard may be narrower
+    return {.inverse_temperature = s_.inputs_.Add(DType::kF64, {R()}),
+            .largest = out.Add(DType::kF32, {R()}),
+            .sum = out.Add(DType::kF64, {R()}),
+            .scores = out.Add(DType::kF32, {R(), count}),
+            .columns = out.Add(DType::kI32, {R(), count}),
+            .count = count};
+  }
+  void Summarize(Stream& stream, const Summary& s) {
+    SummarizeLogits(stream, logits_, s.inverse_temperature, s.largest, s.sum, s.scores, s.columns);
+  }
+
+  void WriteInputs() {
+    Staging& in = s_.inputs_;
+    int64_t p = 0;
+    for (int64_t r = 0; r < R(); ++r) {
+      const RowState& row = rows_[r];
+      if (penalties_ > 0) {
+        for (const RowState::Penalty& penalty : row.penalties) {
+          in.host<int32_t>(places_)[2 * p] = static_cast<int32_t>(r);
+          in.host<int32_t>(places_)[2 * p + 1] = penalty.id - row.first_id;
+          in.host<float>(amounts_)[2 * p] = row.params().repetition_penalty;
+          in.host<float>(amounts_)[2 * p + 1] = penalty.subtract;
+          ++p;
+        }
+      }
+      if (Raw()) {
+        in.host<double>(raw_.inverse_temperature)[r] = row.params().logprobs >= 0 ? 1.0 : 0.0;
+      }
+      if (visit_.candidates > 0) {
+        in.host<double>(scored_.inverse_temperature)[r] =
+            row.NeedsSum() ? row.inverse_temperature() : 0.0;
+      }
+      if (visit_.draw == Visit::kNoDraw) continue;
+      in.host<int64_t>(seeds_)[2 * r] = static_cast<int64_t>(row.params().seed);
+      in.host<int64_t>(seeds_)[2 * r + 1] = static_cast<int64_t>(row.position());
+      const bool now =
+          !row.filtered() && (row.params().min_p > 0.0f) == (visit_.draw == Visit::kWithMinP);
+      in.host<double>(limits_)[2 * r] = now ? row.inverse_temperature() : 0.0;
+      in.host<double>(limits_)[2 * r + 1] = now ? row.MinPThreshold() : 0.0;
     }
   }
-  void RestoreRaw(Candidate& candidate) const {
-    if (const auto it = raw.find(candidate.id); it != raw.end()) candidate.raw = it->second;
-  }
-  double Key(const Candidate& c) const {
-    return static_cast<double>(c.score) * inverse_temperature() +
-           GumbelNoise(params().seed, position(), static_cast<uint32_t>(c.id));
-  }
-  // Chooses from the merged candidates. False when top-p needs more of them than are certain.
-  bool Choose() {
-    if (merged.empty()) return true;  // nothing to choose from; chosen stays empty
-    if (params().temperature == 0.0f) {
-      chosen = merged[0];
-      return true;
+
+  void ReadOutputs() {
+    Staging& out = s_.outputs_;
+    int64_t p = 0;
+    for (int64_t r = 0; r < R(); ++r) {
+      RowState& row = rows_[r];
+      if (penalties_ > 0) {
+        for (RowState::Penalty& penalty : row.penalties)
+          penalty.raw = out.host<float>(before_)[p++];
+      }
+      if (Raw()) {
+        row.local.terms.raw_max = out.host<float>(raw_.largest)[r];
+        row.local.terms.raw_sum = out.host<double>(raw_.sum)[r];
+        ReadCandidates(row, raw_, r, row.local.raw_top);
+      }
+      if (visit_.candidates > 0) {
+        row.local.terms.max = out.host<float>(scored_.largest)[r];
+        row.local.terms.sum = out.host<double>(scored_.sum)[r];
+        ReadCandidates(row, scored_, r, row.local.best);
+      }
+      row.local.drawn = {};
+      if (visit_.draw == Visit::kNoDraw) continue;
+      const int32_t column = out.host<int32_t>(drawn_)[r];
+      if (column < 0) continue;
+      const float score = out.host<float>(drawn_scores_)[r];
+      row.local.drawn = {out.host<double>(keys_)[r], {score, score, row.first_id + column}};
+      row.RestoreRaw(row.local.drawn.candidate);
     }
-    const auto mass = [&](const Candidate& c) {
-      return std::exp((static_cast<double>(c.score) - max) * inverse_temperature());
-    };
-    size_t kept = certain;
-    double total = sum;
-    if (params().top_k > 0) {
-      kept = std::min<size_t>(merged.size(), params().top_k);
-      total = 0.0;
-      for (size_t i = 0; i < kept; ++i) total += mass(merged[i]);
-    }
-    if (params().top_p < 1.0f) {
-      double cumulative = 0.0;
-      size_t nucleus = 0;
-      while (nucleus < kept && cumulative < params().top_p * total)
-        cumulative += mass(merged[nucleus++]);
-      // Rounding may leave the sum of everything just below top_p * total; then all of it is the
-      // nucleus.
-      if (params().top_k == 0 && cumulative < params().top_p * total && certain < merged_limit)
-        return false;
-      kept = nucleus;
-    }
-    while (kept > 1 && mass(merged[kept - 1]) < params().min_p) --kept;
-    chosen = *std::max_element(merged.begin(), merged.begin() + kept,
-                               [&](const Candidate& a, const Candidate& b) {
-                                 const double ka = Key(a), kb = Key(b);
-                                 return ka != kb ? ka < kb : a.id > b.id;
-                               });
-    return true;
   }
-  size_t merged_limit = 0;  // size of the whole vocabulary
+  void ReadCandidates(const RowState& row, const Summary& s, int64_t r,
+                      std::vector<Candidate>& to) {
+    const float* scores = s_.outputs_.host<float>(s.scores) + r * s.count;
+    const int32_t* columns = s_.outputs_.host<int32_t>(s.columns) + r * s.count;
+    to.clear();
+    for (int64_t i = 0; i < s.count; ++i) {
+      if (columns[i] < 0) continue;
+      Candidate candidate{scores[i], scores[i], row.first_id + columns[i]};
+      if (&s == &scored_) row.RestoreRaw(candidate);
+      to.push_back(candidate);
+    }
+  }
+
+  Sampler& s_;
+  TensorView logits_;
+  std::span<RowState> rows_;
+  const Visit& visit_;
+  int64_t penalties_ = 0;
+  TensorView places_, amounts_, before_, seeds_, limits_, keys_, drawn_scores_, drawn_;
+  Summary raw_, scored_;
 };
 
-// One all-gather: every rank's softmax terms and best candidates of the rows, then the same merge
+// One all-gather: every rank's terms, draw and best candidates of the rows, then the same merge
 // everywhere.
-void Sampler::Exchange(Stream& stream, std::vector<RowState*>& rows, int64_t candidates,
-                       int64_t raw_candidates) {
-  const int64_t ranks = tp_->size();
-  const size_t row_bytes =
-      sizeof(int64_t) + sizeof(Terms) + (candidates + raw_candidates) * sizeof(Candidate);
+void Sampler::Exchange(Stream& stream, std::span<RowState> rows, const Visit& visit) {
+  const int64_t ranks = tp_->size(), candidates = visit.candidates, raw = visit.raw_candidates;
+  const size_t row_bytes = sizeof(RowHead) + (candidates + raw) * sizeof(Candidate);
   send_.assign(rows.size() * row_bytes, 0);
   receive_.resize(send_.size() * ranks);
   for (size_t r = 0; r < rows.size(); ++r) {
-    RowState& row = *rows[r];
+    RowState& row = rows[r];
     char* out = send_.data() + r * row_bytes;
-    Terms terms{row.local_raw_max, row.local_raw_sum, 0.0, 0.0};
-    terms.max = Maximum(row.logits, row.n);
-    const bool need_sum =
-        row.params().temperature > 0.0f && row.params().top_k == 0 && row.params().top_p < 1.0f;
-    if (need_sum && row.n > 0)
-      terms.sum =
-          ExpSum(row.logits, row.n, static_cast<float>(terms.max), row.inverse_temperature());
-    std::memcpy(out, &row.n, sizeof(int64_t));
-    std::memcpy(out + sizeof(int64_t), &terms, sizeof(Terms));
-    std::vector<Candidate> best = Best(row.logits, row.n, row.first_id, candidates);
-    for (Candidate& candidate : best) row.RestoreRaw(candidate);
-    best.resize(candidates);
-    row.local_raw_top.resize(raw_candidates);
-    char* list = out + sizeof(int64_t) + sizeof(Terms);
-    std::memcpy(list, best.data(), candidates * sizeof(Candidate));
-    if (raw_candidates > 0) {
-      std::memcpy(list + candidates * sizeof(Candidate), row.local_raw_top.data(),
-                  raw_candidates * sizeof(Candidate));
+    const RowHead head{row.n, row.local.terms, row.local.drawn};
+    std::memcpy(out, &head, sizeof(head));
+    row.local.best.resize(candidates);
+    row.local.raw_top.resize(raw);
+    char* list = out + sizeof(head);
+    if (candidates > 0) {
+      std::memcpy(list, row.local.best.data(), candidates * sizeof(Candidate));
+    }
+    if (raw > 0) {
+      std::memcpy(list + candidates * sizeof(Candidate), row.local.raw_top.data(),
+                  raw * sizeof(Candidate));
     }
   }
   const int64_t bytes = static_cast<int64_t>(send_.size());
@@ -203,141 +256,80 @@ void Sampler::Exchange(Stream& stream, std::vector<RowState*>& rows, int64_t can
                  TensorView(receive_.data(), DType::kU8, {bytes * ranks}));
   CHECK(stream.Synchronize().ok());
 
+  shards_.resize(ranks);
   for (size_t r = 0; r < rows.size(); ++r) {
-    RowState& row = *rows[r];
-    row.merged.clear();
-    row.raw_top.clear();
-    row.merged_limit = 0;
-    std::vector<Terms> all(ranks);
-    Candidate best_last{kLowest, 0.0f, std::numeric_limits<int32_t>::max()};
     for (int64_t rank = 0; rank < ranks; ++rank) {
       const char* in = receive_.data() + rank * bytes + r * row_bytes;
-      int64_t n;
-      std::memcpy(&n, in, sizeof(n));
-      std::memcpy(&all[rank], in + sizeof(n), sizeof(Terms));
-      const char* list = in + sizeof(n) + sizeof(Terms);
-      for (int64_t i = 0; i < candidates + raw_candidates; ++i) {
-        Candidate candidate;
-        std::memcpy(&candidate, list + i * sizeof(Candidate), sizeof(Candidate));
-        if (candidate.id < 0) continue;
-        (i < candidates ? row.merged : row.raw_top).push_back(candidate);
-        // Tokens that a shard did not send come after its last candidate.
-        if (i == candidates - 1 && n > candidates && Before(candidate, best_last))
-          best_last = candidate;
+      RowHead head;
+      std::memcpy(&head, in, sizeof(head));
+      ShardView& shard = shards_[rank];
+      shard.n = head.n;
+      shard.terms = head.terms;
+      shard.drawn = head.drawn;
+      shard.best.resize(candidates);
+      shard.raw_top.resize(raw);
+      const char* list = in + sizeof(head);
+      if (candidates > 0) {
+        std::memcpy(shard.best.data(), list, candidates * sizeof(Candidate));
       }
-      row.merged_limit += static_cast<size_t>(n);
+      if (raw > 0) {
+        std::memcpy(shard.raw_top.data(), list + candidates * sizeof(Candidate),
+                    raw * sizeof(Candidate));
+      }
     }
-    std::sort(row.merged.begin(), row.merged.end(), Before);
-    std::sort(row.raw_top.begin(), row.raw_top.end(), Before);
-    row.certain = std::upper_bound(row.merged.begin(), row.merged.end(), best_last, Before) -
-                  row.merged.begin();
-    row.max = row.raw_max = kLowest;
-    for (const Terms& terms : all)
-      row.max = std::max(row.max, terms.max), row.raw_max = std::max(row.raw_max, terms.raw_max);
-    row.sum = row.raw_sum = 0.0;
-    for (const Terms& terms : all) {
-      if (terms.sum > 0)
-        row.sum += terms.sum * std::exp((terms.max - row.max) * row.inverse_temperature());
-      if (terms.raw_sum > 0) row.raw_sum += terms.raw_sum * std::exp(terms.raw_max - row.raw_max);
-    }
+    rows[r].Merge(shards_);
   }
 }
 
-// Rows without top-k and top-p: the best of logit / temperature + noise over all tokens that min-p
-// leaves.
-void Sampler::DrawUnfiltered(Stream& stream, std::vector<RowState*>& rows) {
-  struct Drawn {
-    double key;
-    Candidate candidate;
-  };
-  std::vector<Drawn> mine(rows.size()), all(rows.size() * tp_->size());
-  for (size_t r = 0; r < rows.size(); ++r) {
-    const RowState& row = *rows[r];
-    Drawn best{-std::numeric_limits<double>::infinity(), {}};
-    const double threshold = row.params().min_p > 0.0f
-                                 ? row.max + std::log(static_cast<double>(row.params().min_p)) /
-                                                 row.inverse_temperature()
-                                 : -std::numeric_limits<double>::infinity();
-    for (int64_t i = 0; i < row.n; ++i) {
-      const double score = row.logits[i];
-      // Noise is bounded, so most tokens of a peaked distribution need none drawn.
-      if (score < threshold || score * row.inverse_temperature() + kMaxGumbelNoise < best.key)
-        continue;
-      const Candidate candidate{row.logits[i], row.logits[i],
-                                static_cast<int32_t>(row.first_id + i)};
-      const double key = row.Key(candidate);
-      if (key > best.key) best = {key, candidate};
-    }
-    row.RestoreRaw(best.candidate);
-    mine[r] = best;
-  }
-  const int64_t bytes = static_cast<int64_t>(mine.size() * sizeof(Drawn));
-  tp_->AllGather(stream, ConstTensorView(mine.data(), DType::kU8, {bytes}),
-                 TensorView(all.data(), DType::kU8, {bytes * tp_->size()}));
-  CHECK(stream.Synchronize().ok());
-  for (size_t r = 0; r < rows.size(); ++r) {
-    Drawn best = all[r];  // shards hold ascending ids, so the smaller id wins a tie
-    for (int rank = 1; rank < tp_->size(); ++rank) {
-      const Drawn& other = all[rank * rows.size() + r];
-      if (other.key > best.key) best = other;
-    }
-    rows[r]->chosen = best.candidate;
-  }
+absl::Status Sampler::VisitAndMerge(Stream& stream, TensorView logits, std::span<RowState> rows,
+                                    const Visit& visit) {
+  RETURN_IF_ERROR(DeviceVisit(*this, logits, rows, visit).Run(stream));
+  Exchange(stream, rows, visit);
+  return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<SampledToken>> Sampler::Sample(Stream& stream, TensorView logits,
-                                                          std::span<const SampleRow> rows) {
-  std::vector<RowState> states(rows.size());
-  std::vector<RowState*> pending, unfiltered;
-  int64_t candidates = 1, raw_candidates = 0;
+absl::Status Sampler::Sample(Stream& stream, TensorView logits, std::span<const SampleRow> rows,
+                             std::vector<SampledToken>* sampled) {
+  sampled->clear();
+  if (rows.empty()) return absl::OkStatus();
+  if (states_.size() < rows.size()) states_.resize(rows.size());
+  const std::span<RowState> states(states_.data(), rows.size());
+  Visit visit{.penalize = true, .candidates = 1};
+  bool min_p_draws = false;
   for (size_t r = 0; r < rows.size(); ++r) {
     RowState& state = states[r];
-    state.row = &rows[r];
-    state.logits = logits.row<float>(static_cast<int64_t>(r));
-    state.n = vocabulary_.size();
-    state.first_id = vocabulary_.begin;
-    state.KeepRaw();
-    state.ApplyPenalties();
-    candidates = std::max(candidates, state.CandidatesWanted());
-    raw_candidates = std::max<int64_t>(raw_candidates, state.params().logprobs);
-    pending.push_back(&state);
+    state.Start(rows[r], vocabulary_);
+    const SamplingParams& params = state.params();
+    visit.candidates = std::max(visit.candidates, state.CandidatesWanted());
+    visit.raw_candidates = std::max<int64_t>(visit.raw_candidates, params.logprobs);
+    visit.raw_terms = visit.raw_terms || params.logprobs >= 0;
+    if (state.filtered()) continue;
+    if (params.min_p > 0.0f) {
+      min_p_draws = true;
+    } else {
+      visit.draw = Visit::kWithoutMinP;
+    }
   }
-  if (pending.empty()) return std::vector<SampledToken>();
-  candidates = std::min(candidates, widest_shard_);
-  raw_candidates = std::min(raw_candidates, widest_shard_);
-  Exchange(stream, pending, candidates, raw_candidates);
-  std::vector<std::vector<Candidate>> raw_tops(rows.size());
-  for (size_t r = 0; r < rows.size(); ++r) raw_tops[r] = std::move(states[r].raw_top);
-  for (RowState* state : pending) {
-    if (!state->filtered()) unfiltered.push_back(state);
+  visit.candidates = std::min(visit.candidates, widest_shard_);
+  visit.raw_candidates = std::min(visit.raw_candidates, widest_shard_);
+  RETURN_IF_ERROR(VisitAndMerge(stream, logits, states, visit));
+  const auto choose = [&] {
+    bool all = true;
+    for (RowState& state : states) all = state.Choose() && all;
+    return all;
+  };
+  // A nucleus may hold more tokens than were sent.
+  for (int64_t count = visit.candidates; !choose();) {
+    count = std::min(8 * count, widest_shard_);
+    RETURN_IF_ERROR(VisitAndMerge(stream, logits, states, {.candidates = count}));
   }
-  std::erase_if(pending, [](RowState* state) { return !state->filtered() || state->Choose(); });
-  while (!pending.empty()) {
-    candidates = std::min(8 * candidates, widest_shard_);
-    Exchange(stream, pending, candidates, 0);
-    std::erase_if(pending, [](RowState* state) { return state->Choose(); });
+  if (min_p_draws) {
+    RETURN_IF_ERROR(VisitAndMerge(stream, logits, states, {.draw = Visit::kWithMinP}));
+    choose();
   }
-  if (!unfiltered.empty()) DrawUnfiltered(stream, unfiltered);
 
-  std::vector<SampledToken> out(rows.size());
-  for (size_t r = 0; r < rows.size(); ++r) {
-    const RowState& state = states[r];
-    if (state.chosen.id < 0) {
-      return absl::DataLossError(
-          "the model gave no finite logit for any token: its weights hold NaN or infinity, or "
-          "overflow this --dtype (try bf16 or f32)");
-    }
-    out[r].token = state.chosen.id;
-    if (state.params().logprobs < 0) continue;
-    const double log_total = state.raw_max + std::log(state.raw_sum);
-    out[r].logprob = static_cast<float>(state.chosen.raw - log_total);
-    for (int32_t i = 0; i < state.params().logprobs && i < static_cast<int32_t>(raw_tops[r].size());
-         ++i) {
-      out[r].top.emplace_back(raw_tops[r][i].id,
-                              static_cast<float>(raw_tops[r][i].raw - log_total));
-    }
-  }
-  return out;
+  for (const RowState& state : states) sampled->push_back(state.Result());
+  return absl::OkStatus();
 }
 
 }  // namespace trireme

@@ -1,6 +1,7 @@
 // Chooses the next token of each sequence from logits whose vocabulary is cut over tensor-parallel
-// ranks. The shards exchange their best candidates and softmax terms, never the whole vocabulary;
-// all ranks come to the same choice.
+// ranks. The device that has the logits boils each row down to its best candidates and softmax
+// terms (kernels/sampling.h); the shards exchange those, never the whole vocabulary; all ranks come
+// to the same choice.
 //
 // Drawing uses the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014): argmax of logit /
 // temperature + noise over the tokens that the filters leave is a draw from the softmax over them.
@@ -12,7 +13,7 @@
 #include <span>
 #include <vector>
 
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
 #include "kernels/device.h"
 #include "parallel/communicator.h"
 #include "parallel/topology.h"
@@ -28,40 +29,79 @@ struct SampleRow {
   int64_t prompt_tokens = 0;
 };
 
+struct ShardView;
+
 class Sampler {
  public:
-  // `tp` must outlive the sampler. `vocabulary`: the ids of this rank's logits, of vocab_size in
-  // all that PieceOf cuts over the group.
-  Sampler(Communicator* tp, Range vocabulary, int64_t vocab_size)
-      : tp_(tp),
-        vocabulary_(vocabulary),
-        widest_shard_(PieceOf(vocab_size, tp->size(), 0).size()) {}
+  // `tp` moves host memory and must outlive the sampler. `vocabulary`: the ids of this rank's
+  // logits, of vocab_size in all that PieceOf cuts over the group.
+  Sampler(Communicator* tp, Range vocabulary, int64_t vocab_size);
+  ~Sampler();
 
-  // logits [R, vocabulary.size()] f32 in host memory; changed by penalties. Collective over the tp
-  // group, with the same answer on all its ranks. DataLoss when a row has no finite logit.
-  absl::StatusOr<std::vector<SampledToken>> Sample(Stream& stream, TensorView logits,
-                                                   std::span<const SampleRow> rows);
+  // logits [R, vocabulary.size()] f32 on the stream's device; changed by penalties. Collective over
+  // the tp group, with the same answer on all its ranks. A row without a finite logit to choose
+  // gets token -1 and disturbs no other. ResourceExhausted when the device has no room for the
+  // candidates. In a steady state nothing is allocated, but for log-probabilities.
+  absl::Status Sample(Stream& stream, TensorView logits, std::span<const SampleRow> rows,
+                      std::vector<SampledToken>* sampled);
+
+  // Makes room for so many rows with the usual numbers of candidates and penalties, on the device
+  // and for sequences of `tokens` tokens on the host, and tells how much the former is. More takes
+  // more when it comes.
+  absl::Status Reserve(Device& device, int64_t rows, int64_t tokens);
+  static int64_t ReservedBytes(int64_t rows);
+  int64_t device_bytes() const { return inputs_.bytes() + outputs_.bytes(); }
 
   struct Candidate {
     float score = 0.0f;  // after penalties, before temperature
     float raw = 0.0f;    // the model's logit
     int32_t id = -1;     // -1 = no such candidate (the shard has fewer tokens)
   };
-  // Softmax terms of a shard: exp is summed relative to the shard's own maximum.
-  struct Terms {
-    double raw_max, raw_sum, max, sum;
-  };
   struct RowState;
 
  private:
-  void Exchange(Stream& stream, std::vector<RowState*>& rows, int64_t candidates,
-                int64_t raw_candidates);
-  void DrawUnfiltered(Stream& stream, std::vector<RowState*>& rows);
+  // Small tensors that go to the device before its work, or come back after it, in one copy.
+  class Staging {
+   public:
+    // Forgets its tensors and has room for `bytes` of new ones. Allocates now and then.
+    absl::Status Reset(Device& device, size_t bytes);
+    TensorView Add(DType dtype, Shape shape);
+    int64_t bytes() const { return static_cast<int64_t>(arena_.capacity()); }
+    void ToDevice(Stream& stream);
+    void ToHost(Stream& stream);
+    // The host's copy of a tensor from Add.
+    template <typename T>
+    T* host(ConstTensorView view) {
+      return reinterpret_cast<T*>(host_.data() + (view.as<char>() - base_));
+    }
+
+   private:
+    Arena arena_;
+    const char* base_ = nullptr;
+    std::vector<char> host_;
+  };
+  // What one visit to the device is to bring.
+  struct Visit {
+    bool penalize = false;       // first the penalties; the raw candidates are taken before them
+    int64_t raw_candidates = 0;  // of each row, for rows that want log-probabilities
+    bool raw_terms = false;
+    int64_t candidates = 0;
+    enum { kNoDraw, kWithoutMinP, kWithMinP } draw = kNoDraw;
+  };
+  class DeviceVisit;
+
+  // A visit by all ranks, and the exchange and merge of what it brought.
+  absl::Status VisitAndMerge(Stream& stream, TensorView logits, std::span<RowState> rows,
+                             const Visit& visit);
+  void Exchange(Stream& stream, std::span<RowState> rows, const Visit& visit);
 
   Communicator* tp_;
   Range vocabulary_;
   int64_t widest_shard_;
+  Staging inputs_, outputs_;
   std::vector<char> send_, receive_;
+  std::vector<RowState> states_;   // of as many rows as a call has had
+  std::vector<ShardView> shards_;  // of one row, by rank
 };
 
 }  // namespace trireme

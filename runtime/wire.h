@@ -6,6 +6,7 @@
 #include <cstring>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "kernels/check.h"
@@ -14,6 +15,8 @@ namespace trireme {
 
 class ByteWriter {
  public:
+  // Writes into the memory of `reuse`, whose content is gone.
+  explicit ByteWriter(std::string reuse = {}) : bytes_(std::move(reuse)) { bytes_.clear(); }
   template <typename T>
   requires std::is_trivially_copyable_v<T>
   void Put(const T& value) { bytes_.append(reinterpret_cast<const char*>(&value), sizeof(T)); }
@@ -45,11 +48,17 @@ class ByteReader {
   }
   template <typename T>
   requires std::is_trivially_copyable_v<T> std::vector<T> GetVector() {
+    std::vector<T> values;
+    GetVector(&values);
+    return values;
+  }
+  template <typename T>
+  requires std::is_trivially_copyable_v<T>
+  void GetVector(std::vector<T>* values) {
     const uint64_t count = Get<uint64_t>();
     CHECK_LE(count, static_cast<uint64_t>(end_ - next_) / sizeof(T));
-    std::vector<T> values(count);
-    if (count > 0) std::memcpy(values.data(), Advance(count * sizeof(T)), count * sizeof(T));
-    return values;
+    values->resize(count);
+    if (count > 0) std::memcpy(values->data(), Advance(count * sizeof(T)), count * sizeof(T));
   }
   std::string GetString() {
     const uint64_t count = Get<uint64_t>();

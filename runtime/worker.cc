@@ -7,7 +7,10 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "kernels/status.h"
+#include "kernels/trace.h"
 #include "models/memory_plan.h"
+#include "parallel/timed_communicator.h"
+#include "runtime/decode_graphs.h"
 
 namespace trireme {
 namespace {
@@ -42,18 +45,35 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Load(ControlPlane& control,
   absl::StatusOr<ModelConfig> config = LoadModelConfig(model_dir);
   absl::Status status = config.status();
   if (status.ok()) status = CheckTensorParallel(*config, topology);
-  absl::StatusOr<std::unique_ptr<Device>> device = OpenDevice(worker->options_.device);
+  if (status.ok()) status = CheckSplit(*config, topology.pp_size, worker->options_.pp_split);
+  const auto& open_device = worker->options_.open_device;
+  absl::StatusOr<std::unique_ptr<Device>> device =
+      open_device ? open_device(worker->options_.device) : OpenDevice(worker->options_.device);
   if (status.ok()) status = device.status();
   // Groups are made collectively, so all ranks must have come this far.
   RETURN_IF_ERROR(control.Agree(status));
   worker->config_ = *std::move(config);
   worker->device_ = *std::move(device);
-  ASSIGN_OR_RETURN(worker->groups_, CreateProcessGroups(control, topology, *worker->device_));
+  ASSIGN_OR_RETURN(worker->groups_, CreateProcessGroups(control, topology, *worker->device_,
+                                                        worker->options_.groups));
+  for (auto* group : {&worker->groups_.tp, &worker->groups_.host_tp, &worker->groups_.pp}) {
+    if (*group != nullptr)
+      *group = NewTimedCommunicator(std::move(*group), &worker->communication_seconds_);
+  }
+  RETURN_IF_ERROR(control.Agree(worker->ResolveOptions()));
+  RETURN_IF_ERROR(control.Agree(worker->SizePool()));
   RETURN_IF_ERROR(control.Agree(worker->LoadShard(model_dir)));
+  worker->groups_.tp->Reserve(LargestSumBytes(worker->config_, worker->ledger_options()));
+  const auto compare = [&worker] {
+    return CompareLedgers(worker->planned_ledger(), worker->measured_ledger());
+  };
+  RETURN_IF_ERROR(control.Agree(compare()));
+  RETURN_IF_ERROR(control.Agree(worker->CaptureGraphs()));
+  RETURN_IF_ERROR(control.Agree(compare()));  // with what capturing has taken
   return worker;
 }
 
-absl::Status Worker::LoadShard(const std::string& model_dir) {
+absl::Status Worker::ResolveOptions() {
   WorkerOptions& o = options_;
   if (!o.dtype) o.dtype = config_.dtype;
   if (o.max_model_len == 0) o.max_model_len = config_.max_positions;
@@ -63,16 +83,22 @@ absl::Status Worker::LoadShard(const std::string& model_dir) {
                                                    " positions (max_position_embeddings)"));
   }
   if (o.max_logit_rows == 0) o.max_logit_rows = o.max_num_seqs;
-  const int64_t pages_per_sequence = (o.max_model_len + o.page_size - 1) / o.page_size;
-  if (o.num_pages == 0) o.num_pages = o.max_num_seqs * pages_per_sequence;
+  return absl::OkStatus();
+}
 
+absl::Status Worker::LoadShard(const std::string& model_dir) {
+  WorkerOptions& o = options_;
+  const int64_t pages_per_sequence = o.pages_per_sequence();
   ASSIGN_OR_RETURN(stream_, device_->NewStream());
   ASSIGN_OR_RETURN(std::unique_ptr<WeightLoader> loader, WeightLoader::Open(model_dir));
   ASSIGN_OR_RETURN(decoder_, Decoder::Load(config_, groups_, *loader, *stream_,
                                            {.dtype = *o.dtype,
                                             .max_batch_tokens = o.max_num_batched_tokens,
                                             .max_logit_rows = o.max_logit_rows,
+                                            .max_sequences = o.max_num_seqs,
                                             .max_positions = o.max_model_len,
+                                            .max_kv_len = pages_per_sequence * o.page_size,
+                                            .pp_split = o.pp_split,
                                             .progress = o.progress}));
   o.progress = nullptr;
   checkpoint_bytes_read_ = loader->bytes_read();
@@ -93,75 +119,114 @@ absl::Status Worker::LoadShard(const std::string& model_dir) {
                                                  {o.max_num_batched_tokens, config_.hidden_size}));
   }
   if (groups_.last_stage()) {
-    sampler_.emplace(groups_.tp.get(), decoder_->vocabulary(), config_.vocab_size);
+    sampler_.emplace(&groups_.tp_of_host(), decoder_->vocabulary(), config_.vocab_size);
     ASSIGN_OR_RETURN(logits_, Tensor::Create(*device_, DType::kF32,
                                              {o.max_logit_rows, decoder_->vocabulary().size()}));
   }
+  if (sampler_) {
+    RETURN_IF_ERROR(
+        sampler_->Reserve(*device_, o.max_logit_rows, std::min(o.max_model_len, kReservedTokens)));
+  }
+  allocated_bytes_ = device_->allocated_bytes();
   return absl::OkStatus();
 }
 
-TensorView Worker::ReceiveOrEmbed(const Batch& batch) {
+// The first stage's buffer is only free again; Compute fills it. Rows behind those of the batch's
+// `tokens` belong to padding: they hold what was there before.
+TensorView Worker::ReceiveHidden(const Batch& batch, int64_t tokens) {
   HiddenBuffer& buffer = hidden_[next_hidden_];
   const TensorView hidden = buffer.data.view().Rows(0, batch.tokens());
   if (buffer.send_ticket >= 0) groups_.pp->WaitSend(*stream_, buffer.send_ticket);
   buffer.send_ticket = -1;
-  if (groups_.first_stage()) {
-    const Timer timer(op_seconds_);
-    decoder_->Embed(*stream_, batch, hidden);
-  } else {
-    groups_.pp->Recv(*stream_, hidden, groups_.pp->rank() - 1);
-  }
+  if (!groups_.first_stage())
+    groups_.pp->Recv(*stream_, hidden.Rows(0, tokens), groups_.pp->rank() - 1);
   return hidden;
 }
 
-std::optional<StepResult> Worker::Execute(const StepPlan& plan) {
-  const Batch batch = batches_->Build(*stream_, plan);
-  const TensorView hidden = ReceiveOrEmbed(batch);
-  {
-    const Timer timer(op_seconds_);
-    decoder_->Forward(*stream_, batch, kv_, hidden);
-  }
-  if (!groups_.last_stage()) {
-    hidden_[next_hidden_].send_ticket = groups_.pp->Send(*stream_, hidden, groups_.pp->rank() + 1);
-    next_hidden_ = (next_hidden_ + 1) % hidden_.size();
-    return std::nullopt;
-  }
-  if (batch.logit_count() == 0) return StepResult{.step = plan.step};
+void Worker::Compute(const Batch& batch, TensorView hidden) {
+  if (groups_.first_stage()) decoder_->Embed(*stream_, batch, hidden);
+  decoder_->Forward(*stream_, batch, kv_, hidden);
+  if (!groups_.last_stage() || batch.logit_count() == 0) return;
   CHECK_LE(batch.logit_count(), options_.max_logit_rows);
-  const TensorView logits = logits_.view().Rows(0, batch.logit_count());
-  {
-    const Timer timer(op_seconds_);
-    decoder_->Logits(*stream_, batch, hidden, logits);
-    const absl::Status status = stream_->Synchronize();
-    CHECK(status.ok()) << status.ToString();
-  }
-  return SampleRows(plan, batch, logits);
+  decoder_->Logits(*stream_, batch, hidden, logits_.view().Rows(0, batch.logit_count()));
 }
 
-StepResult Worker::SampleRows(const StepPlan& plan, const Batch& batch, TensorView logits) {
-  StepResult result{.step = plan.step};
-  std::vector<SampleRow> rows;
+absl::Status Worker::Begin(const StepPlan& plan) {
+  const bool decode = std::all_of(plan.chunks.begin(), plan.chunks.end(),
+                                  [](const Chunk& chunk) { return chunk.decode; });
+  return control_->BeginStep(decode ? Phase::kDecode : Phase::kPrefill, plan.step,
+                             groups_.pp_index());
+}
+
+bool Worker::Execute(const StepPlan& plan, StepResult* result) {
+  result->Clear();
+  result->step = plan.step;
+  const bool last = RunStage(plan, result);
+  control_->EndStep();
+  return last;
+}
+
+bool Worker::RunStage(const StepPlan& plan, StepResult* result) {
+  const TraceScope trace("step", plan.step);
+  for (const PageCopy& copy : plan.page_copies) kv_.CopyPage(*stream_, copy.source, copy.target);
+  const bool decode = IsDecodeStep(plan);
+  const GraphKey key = decode ? KeyOf(plan) : GraphKey{};
+  const Batch batch = batches_->Build(*stream_, plan, graphs_.Holds(key) ? key.size : 0);
+  const TensorView hidden = ReceiveHidden(batch, plan.num_tokens());
+  {
+    const Timer timer(op_seconds_);
+    const TraceScope forward("forward", plan.step);
+    const auto compute = [&] { Compute(batch, hidden); };
+    if (decode) {
+      graphs_.Run(*stream_, key, compute);
+    } else {
+      graphs_.RunEagerly(EagerReason::kPrompt, compute);
+    }
+  }
+  if (!groups_.last_stage()) {
+    hidden_[next_hidden_].send_ticket =
+        groups_.pp->Send(*stream_, hidden.Rows(0, plan.num_tokens()), groups_.pp->rank() + 1);
+    next_hidden_ = (next_hidden_ + 1) % hidden_.size();
+    return false;
+  }
+  if (batch.logit_count() == 0) return true;
+  const TensorView logits = logits_.view().Rows(0, batch.logit_count());
+  const TraceScope sample("sample", plan.step);
+  SampleRows(plan, batch, logits, result);
+  RememberSampled(plan, *result);
+  return true;
+}
+
+// For the chunks of later steps that name these tokens by kSampledBefore. Where there is none, such
+// a step may be on its way all the same, and any token will do: nobody takes its result.
+void Worker::RememberSampled(const StepPlan& plan, const StepResult& result) {
+  size_t next = 0;
+  for (const Chunk& chunk : plan.chunks) {
+    if (chunk.logit_rows != LogitRows::kLast) continue;
+    batches_->SetSampled(chunk.slot,
+                         result.error.empty() ? std::max(0, result.sampled[next++].token) : 0);
+  }
+}
+
+void Worker::SampleRows(const StepPlan& plan, const Batch& batch, TensorView logits,
+                        StepResult* result) {
+  rows_.clear();
   bool evaluation = false;  // plans that ask for all logits hold nothing else
   for (const Chunk& chunk : plan.chunks) {
     if (chunk.logit_rows == LogitRows::kLast) {
       const SequenceState& sequence = batches_->sequence(chunk.slot);
-      rows.push_back({&sequence.info.sampling, sequence.tokens, sequence.info.prompt_tokens});
+      rows_.push_back({&sequence.info.sampling, sequence.tokens, sequence.info.prompt_tokens});
     }
     if (chunk.logit_rows == LogitRows::kAll) evaluation = true;
   }
-  CHECK(rows.empty() || !evaluation) << "sampling and evaluation in one step";
-  if (!rows.empty()) {
-    auto sampled =
-        sampler_->Sample(*stream_, logits.Rows(0, static_cast<int64_t>(rows.size())), rows);
-    if (sampled.ok()) {
-      result.sampled = *std::move(sampled);
-    } else {
-      result.error = std::string(sampled.status().message());
-    }
-  } else {
-    result.logits = CollectLogits(logits.Rows(0, batch.logit_count()));
+  CHECK(rows_.empty() || !evaluation) << "sampling and evaluation in one step";
+  if (rows_.empty()) {
+    result->logits = CollectLogits(logits.Rows(0, batch.logit_count()));
+    return;
   }
-  return result;
+  const absl::Status status = sampler_->Sample(
+      *stream_, logits.Rows(0, static_cast<int64_t>(rows_.size())), rows_, &result->sampled);
+  if (!status.ok()) result->error = std::string(status.message());
 }
 
 // [rows, V]: the shards' columns side by side. Shards differ by at most one column, so they are
@@ -173,11 +238,13 @@ std::vector<float> Worker::CollectLogits(TensorView logits) {
   const int64_t widest = PieceOfSpec(head, 0, parts).size();
   std::vector<float> mine(rows * widest), all(rows * widest * parts);
   for (int64_t r = 0; r < rows; ++r) {
-    const float* row = logits.row<float>(r);
-    std::copy(row, row + logits.dim(1), mine.begin() + r * widest);
+    stream_->Copy(mine.data() + r * widest, logits.row<float>(r),
+                  static_cast<size_t>(logits.dim(1)) * sizeof(float));
   }
-  groups_.tp->AllGather(*stream_, ConstTensorView(mine.data(), DType::kF32, {rows * widest}),
-                        TensorView(all.data(), DType::kF32, {rows * widest * parts}));
+  CHECK(stream_->Synchronize().ok());
+  groups_.tp_of_host().AllGather(*stream_,
+                                 ConstTensorView(mine.data(), DType::kF32, {rows * widest}),
+                                 TensorView(all.data(), DType::kF32, {rows * widest * parts}));
   CHECK(stream_->Synchronize().ok());
   std::vector<float> out(rows * vocabulary);
   for (int part = 0; part < parts; ++part) {
@@ -192,12 +259,19 @@ std::vector<float> Worker::CollectLogits(TensorView logits) {
 
 absl::Status Worker::Run() {
   CHECK_NE(control_->rank(), leader());
+  StepPlan plan;
+  StepResult result;
+  std::string bytes;
+  plan.Reserve(options_.plan_bounds());
+  bytes.reserve(ReservedBytes(options_.plan_bounds()));
   while (true) {
-    const StepPlan plan = ParseStepPlan(control_->Receive(leader(), kPlanChannel));
+    control_->Receive(leader(), kPlanChannel, &bytes);
+    Parse(bytes, &plan);
     if (plan.stop) break;
-    const std::optional<StepResult> result = Execute(plan);
-    if (result && control_->rank() == result_rank())
-      control_->Send(leader(), kResultChannel, Serialize(*result));
+    RETURN_IF_ERROR(Begin(plan));
+    if (!Execute(plan, &result) || control_->rank() != result_rank()) continue;
+    Serialize(result, &bytes);
+    control_->Send(leader(), kResultChannel, bytes);
   }
   for (HiddenBuffer& buffer : hidden_) {
     if (buffer.send_ticket >= 0) groups_.pp->WaitSend(*stream_, buffer.send_ticket);

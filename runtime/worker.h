@@ -15,23 +15,48 @@
 #include "parallel/control_plane.h"
 #include "parallel/process_groups.h"
 #include "runtime/batch_builder.h"
+#include "runtime/graph_cache.h"
+#include "runtime/ledger.h"
 #include "runtime/sampler.h"
 #include "runtime/step.h"
 
 namespace trireme {
 
 struct WorkerOptions {
-  DeviceOptions device;
+  DeviceOptions device{};
+  ProcessGroupOptions groups{};
   std::optional<DType>
-      dtype;  // of weights, activations and KV cache; the checkpoint's own when empty
+      dtype{};  // of weights, activations and KV cache; the checkpoint's own when empty
   int64_t max_model_len = 0;             // tokens of a sequence; 0 = the model's own limit
   int64_t max_num_seqs = 64;             // sequences running at once
   int64_t max_num_batched_tokens = 512;  // tokens of a micro-batch
   int64_t page_size = 16;                // tokens of a KV page
-  int64_t num_pages = 0;                 // 0 = room for max_num_seqs sequences of max_model_len
-  int64_t max_logit_rows = 0;            // 0 = max_num_seqs
-  std::function<void(int64_t bytes, int64_t total)> progress;
+  int64_t num_pages = 0;     // 0 = room for max_num_seqs sequences of max_model_len, if it fits
+  int64_t memory_limit = 0;  // bytes of a rank in all; what the tightest rank has left over is what
+                             // KV pages may take; 0 = nine tenths of the device's memory where
+                             // num_pages is 0, none where it is given
+  int64_t max_logit_rows = 0;       // 0 = max_num_seqs
+  std::vector<int64_t> pp_split{};  // layers of each stage; empty = balanced
+  bool graphs = true;  // capture decode steps at start-up, where the device can, and replay them
+  std::function<void(int64_t bytes, int64_t total)> progress{};
+  // Takes one line about what is slower than it might be; may be empty.
+  std::function<void(const std::string& line)> warn{};
+  // Opens the device; empty: OpenDevice.
+  std::function<absl::StatusOr<std::unique_ptr<Device>>(const DeviceOptions&)> open_device{};
+
+  // KV pages of the longest sequence, and of max_num_seqs of them. REQUIRES: max_model_len is not
+  // 0.
+  int64_t pages_per_sequence() const { return (max_model_len + page_size - 1) / page_size; }
+  int64_t most_pages() const { return max_num_seqs * pages_per_sequence(); }
+  PlanBounds plan_bounds() const {
+    return {.max_num_seqs = max_num_seqs,
+            .max_num_batched_tokens = max_num_batched_tokens,
+            .max_model_len = max_model_len,
+            .page_size = page_size};
+  }
 };
+
+LedgerOptions LedgerOptionsOf(const WorkerOptions& options, DType dtype);
 
 class Worker {
  public:
@@ -43,9 +68,13 @@ class Worker {
                                                       WorkerOptions options);
   ~Worker();
 
-  // Runs this rank's stage of the plan. On the last stage gives the result (the same on all its
-  // ranks).
-  std::optional<StepResult> Execute(const StepPlan& plan);
+  // Says what this rank is about to do. Aborted when another rank has failed: nothing more can be
+  // done.
+  absl::Status Begin(const StepPlan& plan);
+  // Runs this rank's stage of the plan, which was begun. True on the last stage: then the result is
+  // there (the same on all its ranks), in memory that is used again. Nothing else is allocated
+  // after the first steps.
+  bool Execute(const StepPlan& plan, StepResult* result);
   // Executes the leader's plans until one says stop.
   absl::Status Run();
 
@@ -56,6 +85,9 @@ class Worker {
   Stream& stream() const { return *stream_; }
   int leader() const;       // this replica's first rank
   int result_rank() const;  // the rank that reports results to the leader
+  // What this rank planned to hold on its device, and holds.
+  Ledger planned_ledger() const;
+  Ledger measured_ledger() const;
   int64_t weight_bytes() const { return decoder_->weight_bytes(); }
   int64_t kv_bytes() const { return kv_.bytes(); }
   int64_t checkpoint_bytes_read() const { return checkpoint_bytes_read_; }
@@ -63,13 +95,33 @@ class Worker {
   // Spent in the model's ops so far, the sums over tensor-parallel ranks included: what is left of
   // a step's time is the cost of everything around them.
   double op_seconds() const { return op_seconds_; }
+  // Spent in communicators so far, those sums included.
+  double communication_seconds() const { return communication_seconds_; }
+  // Of this rank's steps so far. The thread that executes.
+  const GraphStats& graph_stats() const { return graphs_.stats(); }
 
  private:
   explicit Worker(ControlPlane& control) : control_(&control) {}
+  // What is 0 in the options, but for num_pages.
+  absl::Status ResolveOptions();
+  // num_pages, by the memory of all ranks. Collective.
+  absl::Status SizePool();
   absl::Status LoadShard(const std::string& model_dir);
-  TensorView ReceiveOrEmbed(const Batch& batch);
-  StepResult SampleRows(const StepPlan& plan, const Batch& batch, TensorView logits);
+  LedgerOptions ledger_options() const;
+  int64_t communicator_bytes() const;
+  // Captures the decode steps of all sizes; worker_graphs.cc.
+  absl::Status CaptureGraphs();
+  void FillTrial(int64_t sequences, int round, Batch* batch, TensorView hidden);
+  // REQUIRES: IsDecodeStep(plan).
+  GraphKey KeyOf(const StepPlan& plan) const;
+  bool OnAllRanksOfGroup(bool here);
+  bool RunStage(const StepPlan& plan, StepResult* result);
+  TensorView ReceiveHidden(const Batch& batch, int64_t tokens);
+  // All of this stage that is neither sent nor received: what a graph holds.
+  void Compute(const Batch& batch, TensorView hidden);
+  void SampleRows(const StepPlan& plan, const Batch& batch, TensorView logits, StepResult* result);
   std::vector<float> CollectLogits(TensorView logits);
+  void RememberSampled(const StepPlan& plan, const StepResult& result);
 
   ControlPlane* control_;
   WorkerOptions options_;
@@ -81,6 +133,7 @@ class Worker {
   KvCache kv_;
   std::optional<BatchBuilder> batches_;
   std::optional<Sampler> sampler_;
+  std::vector<SampleRow> rows_;  // of the step
   // The residual stream of the micro-batches in flight: a stage computes into one buffer while the
   // other is being sent.
   struct HiddenBuffer {
@@ -91,7 +144,11 @@ class Worker {
   size_t next_hidden_ = 0;
   Tensor logits_;  // [max_logit_rows, V / tp] f32
   int64_t checkpoint_bytes_read_ = 0;
+  int64_t allocated_bytes_ = 0;  // on the device, by loading and capturing
   double op_seconds_ = 0.0;
+  double communication_seconds_ = 0.0;
+  std::vector<int64_t> buckets_;  // sequences that decode steps are padded to
+  GraphCache graphs_;             // last: gone before all that its graphs hold the addresses of
 };
 
 // Channels of the control plane's point-to-point messages.

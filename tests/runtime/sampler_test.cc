@@ -10,8 +10,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "kernels/philox.h"
 #include "parallel/process_groups.h"
-#include "runtime/philox.h"
 #include "tests/parallel/world.h"
 #include "tests/testing.h"
 
@@ -73,12 +73,13 @@ class SamplerTest : public ::testing::Test {
     for (const auto& row : logits)
       shard.insert(shard.end(), row.begin() + mine.begin, row.begin() + mine.end);
     Sampler sampler(groups_.tp.get(), mine, static_cast<int64_t>(logits[0].size()));
-    auto sampled = sampler.Sample(
+    std::vector<SampledToken> sampled;
+    const absl::Status status = sampler.Sample(
         device_.stream(),
         TensorView(shard.data(), DType::kF32, {static_cast<int64_t>(rows.size()), mine.size()}),
-        rows);
-    EXPECT_TRUE(sampled.ok()) << sampled.status();
-    return sampled.value();
+        rows, &sampled);
+    EXPECT_TRUE(status.ok()) << status;
+    return sampled;
   }
   TestDevice device_;
   ProcessGroups groups_;
@@ -133,6 +134,36 @@ TEST_F(SamplerTest, LogProbabilitiesAreTheModelsOwn) {
   EXPECT_GE(got.top[2].second, got.top[3].second);
 }
 
+// Rows of NaN, of infinities, and of both, in company: they get no token on any rank, and the
+// others get theirs.
+TEST_F(SamplerTest, RowsWithoutAFiniteLogitGetNoTokenAndDisturbNobody) {
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr int64_t kVocabulary = 515;
+  SamplingParams ways[4];
+  ways[1].temperature = 0.9f;
+  ways[2].temperature = 0.9f, ways[2].top_p = 0.8f;
+  ways[3].temperature = 0.9f, ways[3].top_k = 20, ways[3].min_p = 0.1f;
+  for (SamplingParams& way : ways) {
+    SCOPED_TRACE(&way - ways);
+    way.seed = 9;
+    const std::vector<float> good = MakeLogits(kVocabulary, 21, 4.0);
+    std::vector<float> overflown(kVocabulary, -kInfinity), mixed(kVocabulary, kNan);
+    overflown[100] = mixed[500] = kInfinity;
+    const std::vector<TokenId> history{4, 5};
+    const SampleRow row{&way, history, 2};
+    const TokenId alone = Sample({good}, {row})[0].token;
+    ASSERT_GE(alone, 0);
+    const std::vector<SampledToken> got =
+        Sample({good, std::vector<float>(kVocabulary, kNan), overflown, mixed,
+                std::vector<float>(kVocabulary, -kInfinity), good},
+               {row, row, row, row, row, row});
+    std::vector<TokenId> tokens;
+    for (const SampledToken& token : got) tokens.push_back(token.token);
+    EXPECT_EQ(tokens, (std::vector<TokenId>{alone, -1, -1, -1, -1, alone}));
+  }
+}
+
 TEST_F(SamplerTest, SmallerIdWinsATie) {
   SamplingParams p;
   EXPECT_EQ(Sample({std::vector<float>(40, 1.5f)}, {{&p, {}, 0}})[0].token, 0);
@@ -167,11 +198,11 @@ TEST_F(SamplerTest, DrawsFollowTheSoftmax) {
 
 // Known answers of Philox4x32-10 from the authors' Random123 distribution (kat_vectors).
 TEST(PhiloxTest, KnownAnswers) {
-  EXPECT_EQ(Philox4x32({0, 0, 0, 0}, {0, 0}),
-            (std::array<uint32_t, 4>{0x6627e8d5u, 0xe169c58du, 0xbc57ac4cu, 0x9b00dbd8u}));
-  EXPECT_EQ(
-      Philox4x32({0xffffffffu, 0xffffffffu, 0xffffffffu, 0xffffffffu}, {0xffffffffu, 0xffffffffu}),
-      (std::array<uint32_t, 4>{0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu}));
+  EXPECT_EQ(Philox4x32({{0, 0, 0, 0}}, 0, 0),
+            (PhiloxBlock{{0x6627e8d5u, 0xe169c58du, 0xbc57ac4cu, 0x9b00dbd8u}}));
+  constexpr uint32_t kOnes = 0xffffffffu;
+  EXPECT_EQ(Philox4x32({{kOnes, kOnes, kOnes, kOnes}}, kOnes, kOnes),
+            (PhiloxBlock{{0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu}}));
 }
 
 }  // namespace

@@ -1,174 +1,31 @@
-// The scheduler on its own: a fake model answers every plan, random requests and cancels run
-// against the invariants.
+// Single rules of the scheduler, each in the smallest situation that shows it. Random traffic is in
+// scheduler_property_test.cc.
 
 #include "runtime/scheduler.h"
 
 #include <gtest/gtest.h>
 
-#include <deque>
-#include <map>
-#include <random>
-#include <set>
+#include <limits>
+
+#include "tests/runtime/scheduler_fixture.h"
 
 namespace trireme {
 namespace {
 
-// The token a deterministic "model" gives after `tokens`: depends on all of them, so a lost or
-// doubled one shows.
-TokenId NextToken(const std::vector<TokenId>& tokens) {
-  uint32_t hash = 17;
-  for (const TokenId token : tokens) hash = hash * 31 + static_cast<uint32_t>(token) + 1;
-  return static_cast<TokenId>(hash % 1000);
-}
-
-// What the ranks of a replica would do with the plans: remembers sequences by slot, checks pages
-// and positions.
-class FakeRanks {
- public:
-  explicit FakeRanks(const SchedulerOptions& options)
-      : options_(options), slots_(options.max_num_seqs) {}
-  StepResult Execute(const StepPlan& plan) {
-    EXPECT_LE(plan.tokens(), options_.max_num_batched_tokens);
-    EXPECT_LE(static_cast<int64_t>(plan.chunks.size()), options_.max_num_seqs);
-    for (const NewSequence& added : plan.new_sequences) slots_[added.slot] = {};
-    StepResult result;
-    result.step = plan.step;
-    std::set<int32_t> seen;
-    for (const Chunk& chunk : plan.chunks) {
-      EXPECT_TRUE(seen.insert(chunk.slot).second) << "a sequence twice in one micro-batch";
-      auto& slot = slots_[chunk.slot];
-      EXPECT_EQ(static_cast<size_t>(chunk.position), slot.tokens.size());
-      slot.tokens.insert(slot.tokens.end(), chunk.tokens.begin(), chunk.tokens.end());
-      slot.pages += static_cast<int64_t>(chunk.new_pages.size());
-      for (const int32_t page : chunk.new_pages) {
-        EXPECT_GE(page, 0);
-        EXPECT_LT(page, options_.num_pages);
-      }
-      EXPECT_EQ(slot.pages, (static_cast<int64_t>(slot.tokens.size()) + options_.page_size - 1) /
-                                options_.page_size);
-      if (chunk.logit_rows == LogitRows::kLast)
-        result.sampled.push_back({NextToken(slot.tokens), 0.0f, {}});
-    }
-    return result;
-  }
-
- private:
-  struct Slot {
-    std::vector<TokenId> tokens;
-    int64_t pages = 0;
-  };
-  SchedulerOptions options_;
-  std::vector<Slot> slots_;
-};
-
-std::vector<TokenId> Alone(const Request& request, int64_t max_model_len) {
-  std::vector<TokenId> tokens = request.prompt, out;
-  const size_t limit = std::min<size_t>(request.prompt.size() + request.max_tokens, max_model_len);
-  while (tokens.size() < limit) {
-    tokens.push_back(NextToken(tokens));
-    out.push_back(tokens.back());
-    if (!request.stop_tokens.empty() && out.back() == request.stop_tokens[0]) break;
-  }
-  return out;
-}
-
-class SchedulerProperty : public ::testing::TestWithParam<int> {};
-
-TEST_P(SchedulerProperty, RandomTrafficGivesEveryRequestItsOwnTokens) {
-  std::mt19937 random(GetParam());
-  const auto draw = [&](int64_t low, int64_t high) {
-    return std::uniform_int_distribution<int64_t>(low, high)(random);
-  };
-  SchedulerOptions options;
-  options.max_num_seqs = draw(1, 9);
-  options.max_num_batched_tokens = draw(1, 40);
-  options.micro_batches = draw(1, 4);
-  options.page_size = draw(1, 8);
-  options.max_model_len = draw(8, 64);
-  options.num_pages =
-      (options.max_model_len + options.page_size - 1) / options.page_size + draw(0, 40);
-  Scheduler scheduler(options);
-  FakeRanks ranks(options);
-  std::map<uint64_t, Request> requests;
-  std::map<uint64_t, std::vector<TokenId>> got;
-  std::set<uint64_t> open, cancelled;
-  struct Step {
-    StepPlan plan;
-    StepResult result;
-  };
-  std::deque<Step> in_flight;
-  uint64_t next_id = 0;
-  for (int event = 0; event < 3000 || !open.empty() || !in_flight.empty(); ++event) {
-    const int64_t what = draw(0, 9);
-    if (what < 2 && event < 3000) {
-      Request request;
-      request.id = next_id++;
-      const int64_t prompt = draw(1, options.max_model_len - 1);
-      for (int64_t i = 0; i < prompt; ++i)
-        request.prompt.push_back(static_cast<TokenId>(draw(0, 999)));
-      request.max_tokens = draw(1, 30);
-      request.stop_tokens = {static_cast<TokenId>(draw(0, 20))};
-      ASSERT_TRUE(scheduler.Add(request).ok());
-      requests[request.id] = request;
-      open.insert(request.id);
-    } else if (what == 2 && !open.empty() && draw(0, 3) == 0) {
-      const uint64_t id = *std::next(open.begin(), draw(0, static_cast<int64_t>(open.size()) - 1));
-      ASSERT_TRUE(scheduler.Cancel(id).ok());
-      open.erase(id);
-      cancelled.insert(id);
-    } else if (what < 7 && static_cast<int64_t>(in_flight.size()) < options.micro_batches) {
-      StepPlan plan = scheduler.Next();
-      if (plan.empty()) continue;
-      StepResult result = ranks.Execute(plan);
-      in_flight.push_back({std::move(plan), std::move(result)});
-    } else if (!in_flight.empty()) {
-      for (const TokenEvent& token :
-           scheduler.Commit(in_flight.front().plan, in_flight.front().result)) {
-        ASSERT_TRUE(open.count(token.request_id)) << "a token for a request that is over";
-        got[token.request_id].push_back(token.sampled.token);
-        if (token.finish != FinishReason::kNone) open.erase(token.request_id);
-      }
-      in_flight.pop_front();
-    }
-    ASSERT_LT(event, 2'000'000) << "requests starve";
-  }
-  EXPECT_TRUE(scheduler.idle());
-  EXPECT_EQ(scheduler.free_pages(), options.num_pages) << "pages leaked";
-  for (const auto& [id, request] : requests) {
-    const std::vector<TokenId> expected = Alone(request, options.max_model_len);
-    if (!cancelled.count(id)) {
-      EXPECT_EQ(got[id], expected);
-    } else {
-      ASSERT_LE(got[id].size(), expected.size());
-      EXPECT_TRUE(std::equal(got[id].begin(), got[id].end(), expected.begin()));
-    }
-  }
-}
-INSTANTIATE_TEST_SUITE_P(Seeds, SchedulerProperty, ::testing::Range(0, 40));
-
-SchedulerOptions Small() {
-  SchedulerOptions options;
-  options.num_pages = 4;
-  options.page_size = 4;
-  options.max_model_len = 16;
-  return options;
-}
-
-Request MakeRequest(uint64_t id, int64_t prompt, int64_t max_tokens) {
-  Request request;
-  request.id = id;
-  request.prompt.assign(prompt, 1);
-  request.max_tokens = max_tokens;
-  return request;
-}
-
 TEST(SchedulerTest, RefusesWhatCanNeverRunAndNamesTheLimit) {
   Scheduler scheduler(Small());
-  EXPECT_NE(scheduler.Add(MakeRequest(1, 0, 1)).message().find("prompt is empty"),
-            std::string::npos);
-  EXPECT_NE(scheduler.Add(MakeRequest(1, 16, 1)).message().find("--max-model-len 16"),
-            std::string::npos);
-  EXPECT_NE(scheduler.Add(MakeRequest(1, 1, 0)).message().find("max-tokens"), std::string::npos);
+  const auto refusal = [&](Request request) {
+    return std::string(scheduler.Add(std::move(request)).message());
+  };
+  EXPECT_NE(refusal(MakeRequest(1, 0, 1)).find("prompt is empty"), std::string::npos);
+  EXPECT_NE(refusal(MakeRequest(1, 16, 1)).find("--max-model-len 16"), std::string::npos);
+  EXPECT_NE(refusal(MakeRequest(1, 1, 0)).find("max-tokens"), std::string::npos);
+  Request bad = MakeRequest(1, 1, 1);
+  bad.n = 0;
+  EXPECT_NE(refusal(bad).find("n is 0; it must be between 1 and 1024"), std::string::npos);
+  bad.n = 1;
+  bad.sampling.top_p = 2.0f;
+  EXPECT_NE(refusal(bad).find("top-p is 2"), std::string::npos);
   SchedulerOptions tight = Small();
   tight.num_pages = 2;
   Scheduler few(tight);
@@ -176,17 +33,10 @@ TEST(SchedulerTest, RefusesWhatCanNeverRunAndNamesTheLimit) {
   EXPECT_TRUE(scheduler.Add(MakeRequest(1, 1, 1)).ok());
   EXPECT_EQ(scheduler.Add(MakeRequest(1, 1, 1)).code(), absl::StatusCode::kAlreadyExists);
   EXPECT_EQ(scheduler.Cancel(7).code(), absl::StatusCode::kNotFound);
-}
-
-TEST(SchedulerTest, DealsRunningSequencesOverTheStages) {
-  SchedulerOptions options = Small();
-  options.num_pages = 64;
-  options.micro_batches = 2;
-  Scheduler scheduler(options);
-  for (uint64_t i = 0; i < 8; ++i) ASSERT_TRUE(scheduler.Add(MakeRequest(i, 2, 4)).ok());
-  EXPECT_EQ(scheduler.Next().chunks.size(), 4u);
-  EXPECT_EQ(scheduler.Next().chunks.size(), 4u);
-  EXPECT_TRUE(scheduler.Next().empty());
+  EXPECT_EQ(scheduler.Cancel(1, 1).code(), absl::StatusCode::kNotFound);
+  EXPECT_TRUE(scheduler.Cancel(1, 0).ok());
+  EXPECT_EQ(scheduler.Cancel(1).code(), absl::StatusCode::kNotFound);
+  EXPECT_TRUE(scheduler.idle());
 }
 
 TEST(SchedulerTest, PrefillChunksOfOnePromptFollowEachOtherThroughThePipeline) {
@@ -195,36 +45,315 @@ TEST(SchedulerTest, PrefillChunksOfOnePromptFollowEachOtherThroughThePipeline) {
   options.max_num_batched_tokens = 5;
   Scheduler scheduler(options);
   ASSERT_TRUE(scheduler.Add(MakeRequest(0, 10, 2)).ok());
-  const StepPlan first = scheduler.Next(), second = scheduler.Next();
+  const StepPlan first = NextPlan(scheduler), second = NextPlan(scheduler);
   EXPECT_EQ(first.chunks[0].logit_rows, LogitRows::kNone);
   EXPECT_EQ(second.chunks[0].position, 5);
   EXPECT_EQ(second.chunks[0].logit_rows, LogitRows::kLast);
-  EXPECT_TRUE(scheduler.Next().empty());
+  EXPECT_TRUE(NextPlan(scheduler).empty());
 }
 
-TEST(StepTest, PlansAndResultsSurviveTheWire) {
-  StepPlan plan;
-  plan.step = 7;
-  plan.new_sequences.push_back({.slot = 3, .prompt_tokens = 5, .sampling = {.temperature = 0.5f}});
-  Chunk chunk;
-  chunk.slot = 3;
-  chunk.position = 9;
-  chunk.logit_rows = LogitRows::kLast;
-  chunk.decode = true;
-  chunk.tokens = {1, 2, 3};
-  chunk.new_pages = {8};
-  plan.chunks = {chunk, Chunk()};
-  const StepPlan back = ParseStepPlan(Serialize(plan));
-  EXPECT_EQ(Serialize(back), Serialize(plan));
-  EXPECT_EQ(back.chunks[0].tokens, chunk.tokens);
-  EXPECT_EQ(back.new_sequences[0].sampling.temperature, 0.5f);
-  StepResult result;
-  result.step = 7;
-  result.sampled.push_back({4, -0.5f, {{4, -0.5f}, {9, -1.0f}}});
-  result.logits = {1.0f, 2.0f};
-  const StepResult result_back = ParseStepResult(Serialize(result));
-  EXPECT_EQ(result_back.sampled[0].top, result.sampled[0].top);
-  EXPECT_EQ(result_back.logits, result.logits);
+TEST(SchedulerTest, MixesDecodesAndPromptsUnderOneBudget) {
+  SchedulerOptions options = Small();
+  options.num_pages = 64;
+  options.max_num_batched_tokens = 6;
+  Loop loop(options);
+  ASSERT_TRUE(loop.scheduler.Add(MakeRequest(0, 2, 8)).ok());
+  ASSERT_TRUE(loop.Step());
+  ASSERT_TRUE(loop.scheduler.Add(MakeRequest(1, 12, 2)).ok());
+  ASSERT_TRUE(loop.Step());
+  ASSERT_EQ(loop.plan.chunks.size(), 2u);
+  EXPECT_TRUE(loop.plan.chunks[0].decode);
+  EXPECT_FALSE(loop.plan.chunks[1].decode);
+  EXPECT_EQ(loop.plan.chunks[1].num_tokens, 5);
+}
+
+// The last one in gives its pages back, is computed again, and nobody's tokens change (FakeRanks
+// checks them).
+TEST(SchedulerTest, PreemptsTheYoungestOfTheLowestPriority) {
+  SchedulerOptions options = Small();
+  options.num_pages = 6;
+  options.prefix_cache = false;
+  options.ageing_steps = 1000;
+  Loop loop(options);
+  ASSERT_TRUE(loop.scheduler.Add(MakeRequest(0, 4, 12, 0)).ok());
+  ASSERT_TRUE(loop.Step());
+  ASSERT_TRUE(loop.scheduler.Add(MakeRequest(1, 4, 12, 1)).ok());
+  ASSERT_TRUE(loop.Step());
+  ASSERT_TRUE(loop.scheduler.Add(MakeRequest(2, 4, 12, 1)).ok());
+  while (loop.Step()) {
+  }
+  EXPECT_GT(loop.scheduler.stats().preemptions, 0);
+  // The old one of low priority was overtaken by both others.
+  EXPECT_EQ(loop.ended, (std::vector<uint64_t>{1, 2, 0}));
+  EXPECT_EQ(loop.scheduler.free_pages(), 6);
+}
+
+// A request is overtaken for at most ageing_steps steps a priority.
+TEST(SchedulerTest, WaitingMakesUpForPriority) {
+  SchedulerOptions options = Small();
+  options.max_num_seqs = 1;
+  options.ageing_steps = 10;
+  Loop loop(options);
+  uint64_t next = 1;
+  ASSERT_TRUE(loop.scheduler.Add(MakeRequest(next++, 1, 2, 3)).ok());
+  ASSERT_TRUE(loop.scheduler.Add(MakeRequest(0, 1, 2, 0)).ok());
+  int steps = 0;
+  while (loop.ended.empty() || loop.ended.back() != 0) {
+    ASSERT_TRUE(loop.scheduler.Add(MakeRequest(next++, 1, 2, 3)).ok());
+    ASSERT_TRUE(loop.Step());
+    ASSERT_LT(++steps, 3 * 10 * 2 + 8) << "overtaken for ever";
+  }
+  EXPECT_GT(steps, 20);  // priority is worth something, too
+}
+
+// Decodes that do not all fit into the budget take turns.
+TEST(SchedulerTest, DecodesTakeTurns) {
+  SchedulerOptions options = Small();
+  options.num_pages = 64;
+  options.max_num_batched_tokens = 2;
+  Loop loop(options);
+  for (uint64_t i = 0; i < 4; ++i) ASSERT_TRUE(loop.scheduler.Add(MakeRequest(i, 1, 8)).ok());
+  std::vector<int> tokens(4);
+  for (int step = 0; step < 10; ++step) {
+    ASSERT_TRUE(loop.Step());
+    for (const TokenEvent& event : loop.events) ++tokens[event.request_id];
+  }
+  const auto [least, most] = std::minmax_element(tokens.begin(), tokens.begin() + 2);
+  EXPECT_LE(*most - *least, 1);
+}
+
+TEST(SchedulerTest, CancelledPagesAreFreeAtOnce) {
+  Scheduler scheduler(Small());
+  ASSERT_TRUE(scheduler.Add(MakeRequest(0, 8, 8)).ok());
+  const StepPlan plan = NextPlan(scheduler);
+  ASSERT_TRUE(scheduler.Cancel(0).ok());
+  EXPECT_EQ(scheduler.free_pages(), 4);
+  EXPECT_TRUE(scheduler.idle());
+  std::vector<TokenEvent> events;
+  scheduler.Commit(plan, {.step = plan.step, .sampled = {SampledToken{.token = 5, .top = {}}}},
+                   &events);
+  EXPECT_TRUE(events.empty());
+}
+
+// Token -1: the ranks found no finite logit. Nothing of what led to it is given to others.
+TEST(SchedulerTest, ASampleWithoutATokenEndsAlone) {
+  SchedulerOptions options = Small();
+  options.num_pages = 64;
+  Scheduler scheduler(options);
+  ASSERT_TRUE(scheduler.Add(MakeRequest(0, 9, 4)).ok());
+  ASSERT_TRUE(scheduler.Add(MakeRequest(1, 9, 4)).ok());
+  StepPlan plan = NextPlan(scheduler);
+  ASSERT_EQ(plan.chunks.size(), 2u);
+  const SampledToken none{}, some{.token = 5, .top = {}};
+  std::vector<TokenEvent> events;
+  scheduler.Commit(plan, {.step = plan.step, .sampled = {none, some}}, &events);
+  ASSERT_EQ(events.size(), 2u);
+  EXPECT_EQ(events[0].finish, FinishReason::kError);
+  EXPECT_EQ(events[0].sampled.token, -1);
+  EXPECT_EQ(events[1].finish, FinishReason::kNone);
+  EXPECT_EQ(scheduler.running(), 1);
+  EXPECT_EQ(scheduler.free_pages(), 64 - 3);
+  EXPECT_EQ(scheduler.kept_pages(), 0);
+  ASSERT_TRUE(scheduler.Add(MakeRequest(0, 9, 4)).ok()) << "its id is free";
+  plan = NextPlan(scheduler);
+  EXPECT_EQ(plan.num_tokens(), 1 + 9) << "computed anew";
+}
+
+TEST(SchedulerTest, DeadlinesEndRequestsWaitingAndRunning) {
+  SchedulerOptions options = Small();
+  options.max_num_seqs = 1;
+  Loop loop(options);
+  Request running = MakeRequest(0, 4, 8), waiting = MakeRequest(1, 4, 8);
+  running.deadline_us = 100;
+  waiting.deadline_us = 90;
+  ASSERT_TRUE(loop.scheduler.Add(running).ok());
+  ASSERT_TRUE(loop.scheduler.Add(waiting).ok());
+  ASSERT_TRUE(loop.Step());
+  EXPECT_EQ(loop.scheduler.NextTime(), 90);
+  std::vector<TokenEvent> events;
+  loop.scheduler.AdvanceTime(89, &events);
+  EXPECT_TRUE(events.empty());
+  loop.scheduler.AdvanceTime(100, &events);
+  ASSERT_EQ(events.size(), 2u);
+  EXPECT_EQ(events[0].finish, FinishReason::kDeadline);
+  EXPECT_TRUE(loop.scheduler.idle());
+  EXPECT_EQ(loop.scheduler.NextTime(), std::numeric_limits<int64_t>::max());
+}
+
+TEST(SchedulerTest, EqualBeginningsAreComputedOnce) {
+  SchedulerOptions options = Small();
+  options.num_pages = 64;
+  options.max_model_len = 64;
+  Loop loop(options);
+  Request first = MakeRequest(0, 30, 2), second = MakeRequest(1, 30, 2);
+  std::copy_n(first.prompt.begin(), 21, second.prompt.begin());
+  ASSERT_TRUE(loop.scheduler.Add(first).ok());
+  ASSERT_TRUE(loop.Step());
+  ASSERT_TRUE(loop.scheduler.Add(second).ok());
+  ASSERT_TRUE(loop.Step());
+  ASSERT_EQ(loop.plan.chunks.size(), 2u);
+  EXPECT_EQ(loop.plan.chunks[1].position, 20);  // five whole pages
+  EXPECT_EQ(loop.plan.chunks[1].num_tokens, 10);
+  EXPECT_EQ(loop.scheduler.stats().cached_tokens, 20);
+}
+
+// A request that goes on where another run was cut short: its output is computed like a prompt, in
+// chunks, none of it is handed out again, and what follows are the tokens it would have had.
+TEST(SchedulerTest, OutputThatIsAlreadyThereIsComputedLikeAPrompt) {
+  SchedulerOptions options = Small();
+  options.num_pages = 64;
+  options.max_model_len = 64;
+  options.max_num_batched_tokens = 6;
+  Request request = MakeRequest(0, 10, 12);
+  request.sampling.seed = 5;
+  const std::vector<TokenId> whole = FakeRanks::Alone(request, 0, options);
+  ASSERT_EQ(whole.size(), 12u);
+  request.output.assign(whole.begin(), whole.begin() + 5);
+  for (const int64_t lookahead : {0, 1}) {
+    options.lookahead = lookahead;
+    Loop loop(options);
+    ASSERT_TRUE(loop.scheduler.Add(request).ok());
+    std::vector<TokenId> tokens(request.output), computed;
+    std::vector<int32_t> chunks;
+    while (loop.Step()) {
+      if (tokens.size() == request.output.size() || chunks.size() < 3) {
+        ASSERT_EQ(loop.plan.chunks.size(), 1u);
+        EXPECT_FALSE(loop.plan.chunks[0].decode);
+        chunks.push_back(loop.plan.chunks[0].num_tokens);
+        computed.insert(computed.end(), loop.plan.tokens.begin(), loop.plan.tokens.end());
+      }
+      for (const NewSequence& added : loop.plan.new_sequences) {
+        EXPECT_EQ(added.prompt_tokens, 10) << "penalties tell prompt from output";
+      }
+      for (const TokenEvent& event : loop.events) {
+        tokens.push_back(event.sampled.token);
+        EXPECT_EQ(event.finish, tokens.size() == 12 ? FinishReason::kLength : FinishReason::kNone);
+      }
+    }
+    EXPECT_EQ(chunks, (std::vector<int32_t>{6, 6, 3}));
+    std::vector<TokenId> known = request.prompt;
+    known.insert(known.end(), request.output.begin(), request.output.end());
+    EXPECT_EQ(computed, known);
+    EXPECT_EQ(tokens, whole);
+    EXPECT_EQ(loop.ended, std::vector<uint64_t>{0});
+  }
+  Scheduler scheduler(options);
+  const auto refusal = [&] { return std::string(scheduler.Add(request).message()); };
+  request.n = 2;
+  EXPECT_NE(refusal().find("one sample"), std::string::npos);
+  request.n = 1;
+  request.output = whole;
+  EXPECT_NE(refusal().find("12 tokens of output already"), std::string::npos);
+}
+
+// Samples of one prompt: it is computed once; the page that its end shares with the first output
+// tokens is copied.
+TEST(SchedulerTest, SamplesShareTheirPrompt) {
+  SchedulerOptions options = Small();
+  options.num_pages = 64;
+  options.max_model_len = 64;
+  for (const bool cached : {true, false}) {
+    options.prefix_cache = cached;
+    Loop loop(options);
+    Request request = MakeRequest(0, 22, 6);
+    request.n = 3;
+    ASSERT_TRUE(loop.scheduler.Add(request).ok());
+    ASSERT_TRUE(loop.Step());
+    EXPECT_EQ(loop.plan.num_tokens(), 22);
+    ASSERT_TRUE(loop.Step());
+    ASSERT_EQ(loop.plan.chunks.size(), 3u);
+    EXPECT_EQ(loop.plan.num_tokens(), 3);
+    EXPECT_EQ(loop.plan.page_copies.size(), 2u);
+    EXPECT_EQ(loop.scheduler.free_pages(), 64 - 6 - 2);
+    while (loop.Step()) {
+    }
+    EXPECT_EQ(loop.ended.size(), 3u);
+    EXPECT_EQ(loop.scheduler.free_pages(), 64);
+  }
+}
+
+TEST(SchedulerTest, PagesBehindTheWindowAreGivenBack) {
+  SchedulerOptions options = Small();
+  options.num_pages = 4;
+  options.max_model_len = 400;
+  options.sliding_window = 6;
+  options.max_num_batched_tokens = 4;
+  Loop loop(options);
+  ASSERT_TRUE(loop.scheduler.Add(MakeRequest(0, 30, 300)).ok());  // 83 pages without a window
+  int64_t least = 4;
+  while (loop.Step()) least = std::min(least, loop.scheduler.free_pages());
+  EXPECT_EQ(loop.ended.size(), 1u);
+  EXPECT_LE(least, 1);
+}
+
+// A request used to hold all pages of a beginning that the cache knew, found no room to go on from,
+// let go of them, and did so for ever.
+TEST(SchedulerTest, PagesBehindTheWindowAreNotTakenFromTheCache) {
+  SchedulerOptions options = Small();
+  options.num_pages = 6;  // a window's, and two
+  options.max_model_len = 64;
+  options.sliding_window = 16;
+  Loop loop(options);
+  Request request = MakeRequest(0, 24, 1);
+  const std::vector<TokenId> beginning = request.prompt;
+  ASSERT_TRUE(loop.scheduler.Add(request).ok());
+  while (loop.Step()) {
+  }
+  ASSERT_EQ(loop.scheduler.kept_pages(), 6);
+  request = MakeRequest(1, 44, 4);
+  std::copy(beginning.begin(), beginning.end(), request.prompt.begin());
+  ASSERT_TRUE(loop.scheduler.Add(request).ok());
+  ASSERT_TRUE(loop.Step()) << "it waits for ever";
+  EXPECT_EQ(loop.plan.new_sequences[0].computed_tokens, 24);
+  EXPECT_EQ(loop.scheduler.free_pages(), 0) << "four of the window, two for its first chunk";
+  EXPECT_EQ(loop.plan.num_tokens(), 2 * 4);
+  while (loop.Step()) {
+  }
+  EXPECT_EQ(loop.ended, (std::vector<uint64_t>{0, 1}));
+  EXPECT_EQ(loop.scheduler.free_pages(), 6);
+}
+
+// So that a prompt which comes again finds the beginning of its pages, not their end, which is no
+// use without it.
+TEST(SchedulerTest, OfPagesBehindTheWindowTheLastGoesFirst) {
+  SchedulerOptions options = Small();
+  options.num_pages = 5;
+  options.max_model_len = 64;
+  options.sliding_window = 4;
+  Loop loop(options);
+  const Request again = MakeRequest(0, 17, 2);
+  ASSERT_TRUE(loop.scheduler.Add(again).ok());  // its second step sees the last two pages
+  while (loop.Step()) {
+  }
+  ASSERT_EQ(loop.scheduler.kept_pages(), 4);
+  ASSERT_TRUE(loop.scheduler.Add(MakeRequest(1, 8, 1)).ok());  // the one left, and one of those
+  while (loop.Step()) {
+  }
+  ASSERT_TRUE(loop.scheduler.Add(again).ok());
+  ASSERT_TRUE(loop.Step());
+  EXPECT_EQ(loop.plan.new_sequences[0].computed_tokens, 8);
+}
+
+// A step is planned while the one that samples its input is in flight, and only one.
+TEST(SchedulerTest, LooksOneStepAhead) {
+  SchedulerOptions options = Small();
+  options.lookahead = 1;
+  Scheduler scheduler(options);
+  ASSERT_TRUE(scheduler.Add(MakeRequest(0, 3, 8)).ok());
+  const StepPlan first = NextPlan(scheduler), second = NextPlan(scheduler);
+  EXPECT_EQ(first.tokens.size(), 3u);
+  EXPECT_EQ(second.tokens, std::vector<TokenId>{kSampledBefore});
+  EXPECT_TRUE(second.chunks[0].decode);
+  EXPECT_TRUE(NextPlan(scheduler).empty());
+}
+
+TEST(SchedulerTest, DoesNotLookBeyondTheLastToken) {
+  SchedulerOptions options = Small();
+  options.lookahead = 1;
+  Scheduler scheduler(options);
+  ASSERT_TRUE(scheduler.Add(MakeRequest(0, 3, 1)).ok());
+  EXPECT_FALSE(NextPlan(scheduler).empty());
+  EXPECT_TRUE(NextPlan(scheduler).empty());
 }
 
 }  // namespace

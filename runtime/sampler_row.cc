@@ -1,0 +1,196 @@
+#include "runtime/sampler_row.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+
+#include "kernels/philox.h"
+
+namespace trireme {
+namespace {
+
+using Candidate = Sampler::Candidate;
+// Candidates a shard sends first for top-p; eight times more each retry.
+constexpr int64_t kFirstNucleus = 64;
+constexpr double kLowest = -std::numeric_limits<double>::infinity();
+
+// Total order: higher score first, then the smaller id.
+bool Before(const Candidate& a, const Candidate& b) {
+  return a.score != b.score ? a.score > b.score : a.id < b.id;
+}
+
+}  // namespace
+
+void Sampler::RowState::Reserve(int64_t candidates, int64_t tokens) {
+  for (auto* list : {&local.best, &best}) list->reserve(candidates);
+  penalties.reserve(std::bit_ceil(static_cast<uint64_t>(tokens)));
+}
+
+void Sampler::RowState::Start(const SampleRow& sample_row, Range shard) {
+  row = &sample_row;
+  n = shard.size();
+  first_id = static_cast<int32_t>(shard.begin);
+  local.terms = terms = {};
+  local.drawn = drawn = {};
+  for (auto* list : {&local.best, &local.raw_top, &best, &raw_top}) list->clear();
+  certain = 0;
+  complete = false;
+  chosen = {};
+  penalties.clear();
+  if (params().HasPenalties()) StartPenalties(shard);
+}
+
+// Sorted by token, so that each one's occurrences lie together: 0 in the prompt, 1 in the output.
+void Sampler::RowState::StartPenalties(Range shard) {
+  penalties.reserve(std::bit_ceil(row->tokens.size()));
+  for (size_t i = 0; i < row->tokens.size(); ++i) {
+    const int32_t id = row->tokens[i];
+    if (id < shard.begin || id >= shard.end) continue;
+    penalties.push_back({id, static_cast<int64_t>(i) >= row->prompt_tokens ? 1.0f : 0.0f});
+  }
+  std::sort(penalties.begin(), penalties.end(),
+            [](const Penalty& a, const Penalty& b) { return a.id < b.id; });
+  size_t kept = 0;
+  for (size_t i = 0; i < penalties.size();) {
+    const int32_t id = penalties[i].id;
+    float count = 0.0f;
+    for (; i < penalties.size() && penalties[i].id == id; ++i) count += penalties[i].subtract;
+    const float subtract =
+        count > 0.0f ? params().presence_penalty + params().frequency_penalty * count : 0.0f;
+    penalties[kept++] = {id, subtract};
+  }
+  penalties.resize(kept);
+}
+
+int64_t Sampler::RowState::CandidatesWanted() const {
+  if (params().temperature == 0.0f) return 1;
+  if (params().top_k > 0) return params().top_k;
+  return params().top_p < 1.0f ? kFirstNucleus : 1;
+}
+
+double Sampler::RowState::MinPThreshold() const {
+  if (params().min_p <= 0.0f) return kLowest;
+  return terms.max + std::log(static_cast<double>(params().min_p)) / inverse_temperature();
+}
+
+void Sampler::RowState::Merge(std::span<const ShardView> shards) {
+  if (!shards[0].best.empty()) {
+    MergeCandidates(shards);
+    MergeTerms(shards);
+  }
+  for (const ShardView& shard : shards) {
+    if (shard.drawn.candidate.id < 0) continue;
+    // Shards hold ascending ids, so the smaller id wins a tie.
+    if (drawn.candidate.id < 0 || shard.drawn.key > drawn.key) drawn = shard.drawn;
+  }
+}
+
+void Sampler::RowState::MergeCandidates(std::span<const ShardView> shards) {
+  best.clear();
+  complete = true;
+  Candidate best_last{static_cast<float>(kLowest), 0.0f, std::numeric_limits<int32_t>::max()};
+  for (const ShardView& shard : shards) {
+    const Candidate* last = nullptr;
+    for (const Candidate& candidate : shard.best) {
+      if (candidate.id < 0) continue;
+      best.push_back(candidate);
+      if (last == nullptr || Before(*last, candidate)) last = &candidate;
+    }
+    // Tokens that a shard did not send come after its last candidate.
+    if (shard.n > static_cast<int64_t>(shard.best.size())) {
+      complete = false;
+      if (last != nullptr && Before(*last, best_last)) best_last = *last;
+    }
+    for (const Candidate& candidate : shard.raw_top) {
+      if (candidate.id >= 0) raw_top.push_back(candidate);
+    }
+  }
+  std::sort(best.begin(), best.end(), Before);
+  std::sort(raw_top.begin(), raw_top.end(), Before);
+  certain = std::upper_bound(best.begin(), best.end(), best_last, Before) - best.begin();
+}
+
+void Sampler::RowState::MergeTerms(std::span<const ShardView> shards) {
+  ShardTerms all{.raw_max = kLowest, .raw_sum = 0.0, .max = kLowest, .sum = 0.0};
+  bool raw_terms = false;
+  for (const ShardView& shard : shards) {
+    all.max = std::max(all.max, shard.terms.max);
+    all.raw_max = std::max(all.raw_max, shard.terms.raw_max);
+    raw_terms = raw_terms || shard.terms.raw_sum > 0.0;
+  }
+  for (const ShardView& shard : shards) {
+    const ShardTerms& t = shard.terms;
+    if (t.sum > 0.0) all.sum += t.sum * std::exp((t.max - all.max) * inverse_temperature());
+    if (t.raw_sum > 0.0) all.raw_sum += t.raw_sum * std::exp(t.raw_max - all.raw_max);
+  }
+  if (!raw_terms) {  // not part of this visit
+    all.raw_max = terms.raw_max;
+    all.raw_sum = terms.raw_sum;
+  }
+  terms = all;
+}
+
+bool Sampler::RowState::Choose() {
+  if (!filtered()) {
+    chosen = drawn.candidate;
+    return true;
+  }
+  if (best.empty()) return true;  // nothing to choose from; chosen stays empty
+  if (params().temperature == 0.0f) {
+    chosen = best[0];
+    return true;
+  }
+  return ChooseFiltered();
+}
+
+bool Sampler::RowState::ChooseFiltered() {
+  const auto mass = [&](const Candidate& c) {
+    return std::exp((static_cast<double>(c.score) - terms.max) * inverse_temperature());
+  };
+  size_t kept = certain;
+  double total = terms.sum;
+  if (params().top_k > 0) {
+    kept = std::min<size_t>(best.size(), params().top_k);
+    total = 0.0;
+    for (size_t i = 0; i < kept; ++i) total += mass(best[i]);
+  }
+  if (params().top_p < 1.0f) {
+    double cumulative = 0.0;
+    size_t nucleus = 0;
+    while (nucleus < kept && cumulative < params().top_p * total)
+      cumulative += mass(best[nucleus++]);
+    // Rounding may leave the sum of everything just below top_p * total; then all of it is the
+    // nucleus.
+    if (params().top_k == 0 && cumulative < params().top_p * total && !complete) return false;
+    kept = nucleus;
+  }
+  while (kept > 1 && mass(best[kept - 1]) < params().min_p) --kept;
+  const auto key = [&](const Candidate& c) {
+    return static_cast<double>(c.score) * inverse_temperature() +
+           GumbelNoise(params().seed, position(), static_cast<uint32_t>(c.id));
+  };
+  chosen = *std::max_element(best.begin(), best.begin() + static_cast<int64_t>(kept),
+                             [&](const Candidate& a, const Candidate& b) {
+                               const double ka = key(a), kb = key(b);
+                               return ka != kb ? ka < kb : a.id > b.id;
+                             });
+  return true;
+}
+
+SampledToken Sampler::RowState::Result() const {
+  SampledToken token;
+  // Nothing was left to choose, or what was left is no number: an infinite hidden state makes
+  // infinite logits.
+  if (chosen.id < 0 || !std::isfinite(chosen.raw)) return token;
+  token.token = chosen.id;
+  if (params().logprobs < 0) return token;
+  const double log_total = terms.raw_max + std::log(terms.raw_sum);
+  token.logprob = static_cast<float>(chosen.raw - log_total);
+  for (int32_t i = 0; i < params().logprobs && i < static_cast<int32_t>(raw_top.size()); ++i) {
+    token.top.emplace_back(raw_top[i].id, static_cast<float>(raw_top[i].raw - log_total));
+  }
+  return token;
+}
+
+}  // namespace trireme

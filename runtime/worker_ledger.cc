@@ -1,0 +1,76 @@
+// What a worker plans to hold on its device, and holds.
+
+#include <algorithm>
+#include <limits>
+#include <string>
+
+#include "kernels/status.h"
+#include "runtime/worker.h"
+
+namespace trireme {
+
+LedgerOptions LedgerOptionsOf(const WorkerOptions& options, DType dtype) {
+  return {.dtype = dtype,
+          .max_model_len = options.max_model_len,
+          .max_num_seqs = options.max_num_seqs,
+          .max_num_batched_tokens = options.max_num_batched_tokens,
+          .max_logit_rows = options.max_logit_rows,
+          .page_size = options.page_size,
+          .num_pages = options.num_pages,
+          .pp_split = options.pp_split};
+}
+
+LedgerOptions Worker::ledger_options() const {
+  LedgerOptions options = LedgerOptionsOf(options_, *options_.dtype);
+  options.host_memory = device_->spec().host_memory;
+  options.spans_hosts = groups_.tp->spans_hosts();
+  return options;
+}
+
+absl::Status Worker::SizePool() {
+  WorkerOptions& o = options_;
+  if (o.num_pages > 0 && o.memory_limit == 0) return absl::OkStatus();
+  const DeviceSpec& spec = device_->spec();
+  // The rest is for what is planned by nobody: the program itself, libraries, other processes.
+  const int64_t sharing = spec.host_memory || o.device.allow_shared ? control_->local_size() : 1;
+  constexpr int64_t kUnknown = std::numeric_limits<int64_t>::max();
+  int64_t own = o.memory_limit;
+  if (own == 0) own = spec.memory_bytes > 0 ? spec.memory_bytes / sharing * 9 / 10 : kUnknown;
+  int64_t limit = kUnknown;
+  for (const std::string& bytes : control_->AllGather(std::to_string(own)))
+    limit = std::min<int64_t>(limit, std::stoll(bytes));
+  if (o.num_pages == 0) o.num_pages = o.most_pages();
+  ASSIGN_OR_RETURN(const int64_t fit,
+                   PagesWithinLimit(config_, groups_.topology, ledger_options(), limit));
+  o.num_pages = std::min(o.num_pages, fit);
+  return absl::OkStatus();
+}
+
+int64_t Worker::communicator_bytes() const {
+  return groups_.tp->buffer_bytes() + groups_.pp->buffer_bytes();
+}
+
+Ledger Worker::planned_ledger() const {
+  Ledger planned = PlanLedgers(config_, groups_.topology, ledger_options())[groups_.rank];
+  // What the device's kernels, NCCL's sums and captures ask for.
+  planned[Owner::kWorkspace] = decoder_->workspace_bytes();
+  if (!device_->spec().host_memory) planned[Owner::kCommunicator] = communicator_bytes();
+  planned[Owner::kGraphs] = graphs_.stats().bytes;
+  return planned;
+}
+
+Ledger Worker::measured_ledger() const {
+  Ledger held;
+  held[Owner::kWeights] = decoder_->weight_bytes();
+  held[Owner::kKvCache] = kv_.bytes();
+  held[Owner::kActivations] = decoder_->activation_bytes() + logits_.bytes();
+  for (const HiddenBuffer& buffer : hidden_) held[Owner::kActivations] += buffer.data.bytes();
+  held[Owner::kWorkspace] = decoder_->workspace_bytes();
+  held[Owner::kBatch] = batches_->device_bytes() + (sampler_ ? sampler_->device_bytes() : 0);
+  held[Owner::kCommunicator] = communicator_bytes();
+  held[Owner::kGraphs] = graphs_.stats().bytes;
+  AccountFor(allocated_bytes_, &held);
+  return held;
+}
+
+}  // namespace trireme
