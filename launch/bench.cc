@@ -1,6 +1,6 @@
 // trireme bench latency | throughput: speed of the real step path, as a share of what this machine
-// can do at best, measured in the same run: read bandwidth for decoding, multiply-add rate for
-// prefill.
+// can do at best, measured in the same run: multiply-add rate for prefill; for decoding read
+// bandwidth and that rate, for many sequences at once are bound by it.
 
 #include <algorithm>
 #include <chrono>
@@ -12,13 +12,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "kernels/cpu/ceilings.h"
+#include "kernels/ceilings.h"
+#include "kernels/philox.h"
 #include "kernels/status.h"
 #include "launch/session.h"
 #include "models/memory_plan.h"
 #include "nlohmann/json.hpp"
 #include "runtime/engine.h"
-#include "runtime/philox.h"
 #include "runtime/wire.h"
 
 namespace trireme {
@@ -26,6 +26,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 using Json = nlohmann::ordered_json;
+
+constexpr const char* kComparedRates[] = {"prefill_tokens_per_s", "decode_tokens_per_s",
+                                          "tokens_per_s"};
 
 double SecondsSince(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
@@ -82,6 +85,7 @@ class Bench {
                      LoadWorker(control_, topology, model,
                                 {.max_sequence_tokens = flags_.input_len + flags_.output_len,
                                  .sequences = sequences_}));
+    RETURN_IF_ERROR(control_.Agree(control_.rank() == 0 ? CheckBaseline() : absl::OkStatus()));
     for (int i = 0; i < flags_.warmup + flags_.iterations; ++i) {
       if (i >= flags_.warmup) RETURN_IF_ERROR(MeasureCeilings());
       RETURN_IF_ERROR(RunOnce(i));
@@ -96,17 +100,13 @@ class Bench {
   // Before and after every run: on a shared machine they change within seconds.
   absl::Status MeasureCeilings() {
     control_.Barrier();
-    const absl::StatusOr<CpuCeilings> mine = MeasureCpuCeilings(worker_->stream());
+    const absl::StatusOr<Ceilings> mine = trireme::MeasureCeilings(worker_->stream());
     RETURN_IF_ERROR(control_.Agree(mine.status()));
     ByteWriter out;
     out.Put(*mine);
-    CpuCeilings sum;
+    Ceilings sum;
     for (const std::string& bytes : control_.AllGather(out.Take())) {
-      ByteReader in(bytes);
-      const CpuCeilings rank = in.Get<CpuCeilings>();
-      sum.read_bytes_per_s += rank.read_bytes_per_s;
-      sum.matmul_flops_f32 += rank.matmul_flops_f32;
-      sum.matmul_flops_bf16 += rank.matmul_flops_bf16;
+      sum.Add(ByteReader(bytes).Get<Ceilings>());
     }
     ceilings_.push_back(sum);
     return absl::OkStatus();
@@ -122,14 +122,32 @@ class Bench {
                                      flags_.output_len, ": more than the ", limit,
                                      " tokens the model takes (--max-model-len)"));
     }
-    if (!flags_.save.empty() && !std::ofstream(flags_.save, std::ios::app))
-      return absl::UnavailableError(absl::StrCat("--save ", flags_.save, ": cannot be written"));
-    if (flags_.compare.empty()) return absl::OkStatus();
+    RETURN_IF_ERROR(CheckWritable("--save", flags_.save));
+    return flags_.compare.empty() ? absl::OkStatus() : ReadBaseline();
+  }
+
+  absl::Status ReadBaseline() {
     ASSIGN_OR_RETURN(const std::string text, ReadFile(flags_.compare));
     baseline_ = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-    if (!baseline_.is_object()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--compare ", flags_.compare, ": not a saved bench result"));
+    bool saved = baseline_.is_object();
+    for (const char* key : kComparedRates)
+      saved = saved && baseline_.contains(key) && baseline_[key].is_number();
+    if (saved) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("--compare ", flags_.compare, ": not a saved bench result"));
+  }
+
+  // As soon as the worker tells what this run is.
+  absl::Status CheckBaseline() const {
+    if (flags_.compare.empty()) return absl::OkStatus();
+    const Json now = Description();
+    for (const char* key : {"bench", "model", "dtype", "tp", "pp", "threads", "sequences",
+                            "input_len", "output_len"}) {
+      if (!baseline_.contains(key) || baseline_[key] != now[key]) {
+        return absl::InvalidArgumentError(absl::StrCat("--compare ", flags_.compare, ": its \"",
+                                                       key,
+                                                       "\" is not this run's; compare equal runs"));
+      }
     }
     return absl::OkStatus();
   }
@@ -139,8 +157,7 @@ class Bench {
     absl::Status status;
     const double before = worker_->op_seconds();
     if (control_.rank() == worker_->leader()) {
-      Engine engine(*worker_, nullptr);
-      status = RunWorkload(engine, &run);
+      status = RunWorkload(&run);
     } else {
       status = worker_->Run();
     }
@@ -170,7 +187,8 @@ class Bench {
            (sequences_ == 1 && flags_.input_len <= worker_->options().max_num_batched_tokens);
   }
 
-  absl::Status RunWorkload(Engine& engine, Run* run) {
+  absl::Status RunWorkload(Run* run) {
+    ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Create(*worker_, nullptr));
     const Clock::time_point begin = Clock::now();
     for (int64_t s = 0; s < sequences_; ++s) {
       Request request;
@@ -178,49 +196,61 @@ class Bench {
       request.max_tokens = flags_.output_len;
       for (int64_t t = 0; t < flags_.input_len; ++t) {
         const uint32_t bits =
-            Philox4x32({static_cast<uint32_t>(t), static_cast<uint32_t>(s), 0, 0}, {1, 0})[0];
+            Philox4x32({{static_cast<uint32_t>(t), static_cast<uint32_t>(s), 0, 0}}, 1, 0).x[0];
         request.prompt.push_back(static_cast<TokenId>(bits % worker_->config().vocab_size));
       }
-      RETURN_IF_ERROR(engine.Submit(std::move(request), [](const TokenOutput&) {}));
+      RETURN_IF_ERROR(engine->Submit(std::move(request), [](const TokenOutput&) {}));
     }
-    for (bool more = true; more;) {
-      ASSIGN_OR_RETURN(more, engine.Step());
-    }
+    const absl::Status status = engine->Drain();
     run->total = SecondsSince(begin);
-    run->stats = engine.stats();
-    return absl::OkStatus();
+    run->stats = engine->Stats();
+    return status;
   }
 
-  // Bytes a decode step must read: all weights of the model but the embedding rows it does not
-  // touch, and the cache.
-  double DecodeBytes() const {
+  // Bytes the run's decode steps had to read: each time all weights of the model but the embedding
+  // rows it does not touch, and of the cache what its sequences attended to.
+  double DecodeBytes(const EngineStats& stats) const {
     const ModelConfig& config = worker_->config();
-    const double size = static_cast<double>(SizeOf(worker_->dtype()));
-    double parameters = static_cast<double>(TotalParameters(config));
-    if (!config.tied_head)
-      parameters -= static_cast<double>(config.vocab_size * config.hidden_size);
-    const double context = flags_.input_len + flags_.output_len / 2.0;
-    const double kv =
-        2.0 * config.num_layers * config.num_kv_heads * config.head_dim * context * sequences_;
-    return (parameters + kv) * size;
+    double weights = static_cast<double>(TotalParameters(config));
+    if (!config.tied_head) weights -= static_cast<double>(config.vocab_size * config.hidden_size);
+    const double kv = 2.0 * AttendedPositions(stats) * config.num_kv_heads * config.head_dim;
+    return (weights * static_cast<double>(stats.decode_steps) + kv) *
+           static_cast<double>(SizeOf(worker_->dtype()));
+  }
+  // Their multiply-adds: the bound, instead of reading, where many sequences share the weights.
+  double DecodeFlops(const EngineStats& stats) const {
+    const ModelConfig& config = worker_->config();
+    const double head = static_cast<double>(config.vocab_size * config.hidden_size);
+    return 2.0 * (LayerParameters() + head) * static_cast<double>(stats.decode_step_tokens) +
+           4.0 * AttendedPositions(stats) * config.num_heads * config.head_dim;
+  }
+  // Of the cache, by all decode steps in all layers. Prompts and answers are equally long, so that
+  // a sliding window holds all sequences alike.
+  double AttendedPositions(const EngineStats& stats) const {
+    double positions = 0;
+    for (int64_t layer = 0; layer < worker_->config().num_layers; ++layer) {
+      const int64_t window = worker_->config().SlidingWindow(layer);
+      positions += static_cast<double>(
+          window > 0 ? std::min(stats.decode_kv_tokens, window * stats.decode_step_tokens)
+                     : stats.decode_kv_tokens);
+    }
+    return positions;
+  }
+  // Of the layers and the last norm: what every token is multiplied with.
+  double LayerParameters() const {
+    const ModelConfig& config = worker_->config();
+    return static_cast<double>(TotalParameters(config)) -
+           static_cast<double>(config.vocab_size * config.hidden_size) * (config.tied_head ? 1 : 2);
   }
   // Multiply-adds of a prefill: two FLOPs a parameter of the layers and token; causal attention on
   // top.
   double PrefillFlops() const {
     const ModelConfig& config = worker_->config();
-    const double embeddings =
-        static_cast<double>(config.vocab_size * config.hidden_size) * (config.tied_head ? 1 : 2);
-    const double layers = static_cast<double>(TotalParameters(config)) - embeddings;
     const double tokens = static_cast<double>(flags_.input_len);
     const double attention =
         2.0 * config.num_layers * config.num_heads * config.head_dim * tokens * tokens;
     const double head = 2.0 * config.vocab_size * config.hidden_size;  // the last token's logits
-    return static_cast<double>(sequences_) * (2.0 * layers * tokens + attention + head);
-  }
-
-  double MatmulCeiling(const CpuCeilings& ceilings) const {
-    return worker_->dtype() == DType::kBF16 ? ceilings.matmul_flops_bf16
-                                            : ceilings.matmul_flops_f32;
+    return static_cast<double>(sequences_) * (2.0 * LayerParameters() * tokens + attention + head);
   }
 
   Json Description() const {
@@ -239,25 +269,28 @@ class Bench {
   }
 
   Json Result() const {
-    const bool steps = latency_ && flags_.output_len > 1;
+    const bool decodes = std::all_of(runs_.begin(), runs_.end(),
+                                     [](const Run& run) { return run.stats.decode_steps > 0; });
     std::vector<double> total, prefill, decode_step, host_step, read, matmul, prefill_share,
-        decode_share;
+        decode_read_share, decode_matmul_share;
     double prefill_tokens = 0, decode_tokens = 0, prefill_seconds = 0, decode_seconds = 0,
            all_tokens = 0, all_seconds = 0;
     for (size_t i = 0; i < runs_.size(); ++i) {
       const EngineStats& stats = runs_[i].stats;
-      const CpuCeilings &before = ceilings_[i], &after = ceilings_[i + 1];
+      const Ceilings &before = ceilings_[i], &after = ceilings_[i + 1];
       read.push_back((before.read_bytes_per_s + after.read_bytes_per_s) / 2);
-      matmul.push_back((MatmulCeiling(before) + MatmulCeiling(after)) / 2);
+      matmul.push_back(
+          (before.MatMulFlops(worker_->dtype()) + after.MatMulFlops(worker_->dtype())) / 2);
       total.push_back(runs_[i].total * 1e3);
       prefill.push_back(stats.prefill_seconds * 1e3);
       host_step.push_back((runs_[i].total - runs_[i].ops) * 1e6 /
                           static_cast<double>(std::max<int64_t>(1, stats.steps)));
       prefill_share.push_back(PrefillFlops() / stats.prefill_seconds / matmul.back());
-      if (steps) {
-        const double step = stats.decode_seconds / static_cast<double>(flags_.output_len - 1);
-        decode_step.push_back(step * 1e3);
-        decode_share.push_back(DecodeBytes() / step / read.back());
+      if (decodes) {
+        decode_step.push_back(stats.decode_seconds * 1e3 /
+                              static_cast<double>(flags_.output_len - 1));
+        decode_read_share.push_back(DecodeBytes(stats) / stats.decode_seconds / read.back());
+        decode_matmul_share.push_back(DecodeFlops(stats) / stats.decode_seconds / matmul.back());
       }
       prefill_tokens += stats.prefill_tokens, prefill_seconds += stats.prefill_seconds;
       decode_tokens += stats.decode_tokens, decode_seconds += stats.decode_seconds;
@@ -270,7 +303,8 @@ class Bench {
     Json out = Description();
     out["total_ms"] = Summarise(total);
     out["prefill_ms"] = Summarise(prefill);
-    if (steps) out["decode_step_ms"] = Summarise(decode_step);
+    // Of a batch that stays together; prompts that come in turns have no such step.
+    if (latency_ && decodes) out["decode_step_ms"] = Summarise(decode_step);
     if (OneStepAtATime()) out["host_us_per_step"] = Summarise(host_step);
     out["prefill_tokens_per_s"] = rate(prefill_tokens, prefill_seconds);
     out["decode_tokens_per_s"] = rate(decode_tokens, decode_seconds);
@@ -278,13 +312,14 @@ class Bench {
     out["read_bytes_per_s"] = Summarise(read);
     out["matmul_flops"] = Summarise(matmul);
     out["prefill_share_of_matmul"] = Summarise(prefill_share);
-    if (steps) out["decode_share_of_read_bandwidth"] = Summarise(decode_share);
+    if (decodes) out["decode_share_of_read_bandwidth"] = Summarise(decode_read_share);
+    if (decodes) out["decode_share_of_matmul"] = Summarise(decode_matmul_share);
     return out;
   }
 
   absl::Status Report() {
     const Json out = Result();
-    RETURN_IF_ERROR(WriteOut(out.dump(2) + "\n"));
+    RETURN_IF_ERROR(WriteOut(control_, out.dump(2) + "\n"));
     if (!flags_.save.empty()) {
       std::ofstream file(flags_.save);
       file << out.dump(2) << "\n";
@@ -296,20 +331,8 @@ class Bench {
 
   // Against the baseline read before the run: rates may fall by the tolerance.
   absl::Status Compare(const Json& now) const {
-    for (const char* key : {"bench", "model", "dtype", "tp", "pp", "threads", "sequences",
-                            "input_len", "output_len"}) {
-      if (!baseline_.contains(key) || baseline_[key] != now[key]) {
-        return absl::InvalidArgumentError(absl::StrCat("--compare ", flags_.compare, ": its \"",
-                                                       key,
-                                                       "\" is not this run's; compare equal runs"));
-      }
-    }
     std::string worse;
-    for (const char* key : {"prefill_tokens_per_s", "decode_tokens_per_s", "tokens_per_s"}) {
-      if (!baseline_.contains(key) || !baseline_[key].is_number()) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("--compare ", flags_.compare, ": \"", key, "\" is not a number"));
-      }
+    for (const char* key : kComparedRates) {
       const double was = baseline_[key].get<double>(), is = now[key].get<double>();
       std::fprintf(stderr, "%-24s %12.2f -> %12.2f (%+.1f%%)\n", key, was, is,
                    was > 0 ? 100.0 * (is / was - 1.0) : 0.0);
@@ -326,9 +349,9 @@ class Bench {
   const bool latency_;
   const int64_t sequences_;
   std::unique_ptr<Worker> worker_;
-  Json baseline_;                      // of --compare
-  std::vector<Run> runs_;              // of the measured iterations
-  std::vector<CpuCeilings> ceilings_;  // before each of them, and after the last
+  Json baseline_;                   // of --compare
+  std::vector<Run> runs_;           // of the measured iterations
+  std::vector<Ceilings> ceilings_;  // before each of them, and after the last
 };
 
 }  // namespace

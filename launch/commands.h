@@ -27,6 +27,9 @@ struct ModelFlags {
   std::string model_dir;
   int tp = 0, pp = 0, dp = 0;  // 0 = chosen from the world size
   std::string device = "auto";
+  std::string collectives = "auto";
+  bool allow_shared_gpu = false;
+  bool no_graphs = false;
   int threads = 0;  // per rank; 0 = cores of the host / ranks on it
   std::string dtype = "auto";
   int64_t max_model_len = 0;
@@ -34,19 +37,53 @@ struct ModelFlags {
   int64_t max_num_batched_tokens = 512;
   int64_t page_size = 16;
   std::string kv_cache_memory;  // e.g. "2GiB"; empty = what the requests need
+  std::string memory_limit;     // of all a rank holds on its device; empty = none
+  std::string pp_split;         // "9,7": layers of each stage; empty = balanced
 };
+
+// Flags of the commands that run an engine.
+struct ServingFlags {
+  std::string policy = "continuous";
+  bool no_prefix_cache = false;
+  bool no_overlap = false;
+  int64_t ageing_steps = 64;
+  int64_t max_queue = 0;
+  std::string metrics_file;  // Prometheus text of the leader, written at the end
+  std::string trace_file;    // Chrome trace of all ranks
+};
+
+// Flags of every command that runs on several ranks.
+struct JobFlags {
+  double failure_timeout = 5.0;  // seconds; 0 = nobody watches
+  double start_timeout = 60.0;   // seconds, for all ranks to come to MPI_Init
+  std::string flight_records;    // folder; empty = TMPDIR or /tmp, "none" = not written
+  int ranks = 0;                 // 0 = this process is a rank; else it starts that many
+  int max_restarts = 0;          // after failures of a rank
+  std::string journal, history;  // set by the supervisor for its ranks: launch/supervisor.h
+};
+// Has the ranks watch each other. Collective; before anything that may fail on one rank alone.
+absl::Status WatchRanks(ControlPlane& control, const JobFlags& flags);
+
+class JournalWriter;
+struct JobHistory;
 
 struct GenerateFlags {
   ModelFlags model;
+  ServingFlags serving;
   std::vector<std::string> prompts;
   std::string prompts_file;
   std::vector<std::string> prompt_ids;  // "1,5,9"
   int64_t max_tokens = 128;
+  int32_t n = 1;
+  int32_t priority = 0;
   SamplingParams sampling;
   std::vector<std::string> stop;
   bool ignore_eos = false;
   bool json = false;
   bool echo = false;
+  // Of a supervised job, on rank 0; else null.
+  JournalWriter* journal = nullptr;
+  const JobHistory* history = nullptr;
 };
 absl::Status RunGenerate(ControlPlane& control, const GenerateFlags& flags);
 
@@ -59,6 +96,7 @@ absl::Status RunEval(ControlPlane& control, const EvalFlags& flags);
 
 struct InspectFlags {
   ModelFlags model;
+  bool ledger = false;
   bool json = false;
 };
 absl::Status RunInspect(ControlPlane& control, const InspectFlags& flags);
@@ -79,5 +117,25 @@ struct BenchFlags {
 };
 absl::Status RunBenchLatency(ControlPlane& control, const BenchFlags& flags);
 absl::Status RunBenchThroughput(ControlPlane& control, const BenchFlags& flags);
+
+struct BenchServingFlags {
+  ModelFlags model;
+  ServingFlags serving;
+  std::vector<std::string> policies = {"continuous"};
+  int64_t num_prompts = 64;
+  int64_t min_len = 16, max_len = 2048;  // of prompt and of output, log-uniform between
+  int64_t shared_prefix = 0;             // tokens that all prompts begin with
+  std::vector<double> request_rates;     // a second, Poisson; empty = all at once
+  std::string arrivals_file;             // recorded, instead of all of these: launch/arrivals.h
+  double slo_first_token_ms = 1000.0, slo_time_per_output_token_ms = 100.0;
+  uint64_t seed = 1;
+};
+absl::Status RunBenchServing(ControlPlane& control, const BenchServingFlags& flags);
+
+struct BenchSchedulerFlags {
+  int64_t running = 1024;
+  int64_t steps = 2000;
+};
+absl::Status RunBenchScheduler(ControlPlane& control, const BenchSchedulerFlags& flags);
 
 }  // namespace trireme

@@ -12,7 +12,7 @@
 #include "launch/session.h"
 #include "models/safetensors.h"
 #include "nlohmann/json.hpp"
-#include "runtime/engine.h"
+#include "runtime/evaluation.h"
 #include "runtime/wire.h"
 
 namespace trireme {
@@ -61,9 +61,11 @@ absl::StatusOr<std::vector<TokenId>> ReadTokens(const EvalFlags& flags) {
 
 // Null when no logits are asked for. Opened before the model is loaded, so that a bad path costs no
 // time.
-absl::StatusOr<std::unique_ptr<SafetensorsWriter>> OpenLogits(const EvalFlags& flags,
+absl::StatusOr<std::unique_ptr<SafetensorsWriter>> OpenLogits(ControlPlane& control,
+                                                              const EvalFlags& flags,
                                                               int64_t rows) {
   if (flags.logits_out.empty()) return nullptr;
+  const FlightRecorder::Outside outside(control.recorder());  // a pipe waits for its reader
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(flags.model.model_dir));
   return SafetensorsWriter::Create(flags.logits_out,
                                    {{"logits", DType::kF32, {rows, config.vocab_size}}});
@@ -76,9 +78,9 @@ struct Score {
 
 // Texts longer than the model are scored in windows, each on its own; a window's first token is not
 // scored.
-absl::StatusOr<Score> Evaluate(Worker& worker, const std::vector<TokenId>& tokens,
-                               SafetensorsWriter* writer) {
-  Engine engine(worker, nullptr);
+absl::StatusOr<Score> ScoreTokens(Worker& worker, const std::vector<TokenId>& tokens,
+                                  SafetensorsWriter* writer) {
+  StepPipeline pipeline(worker);
   Score score;
   absl::Status written;
   const WorkerOptions& options = worker.options();
@@ -87,14 +89,16 @@ absl::StatusOr<Score> Evaluate(Worker& worker, const std::vector<TokenId>& token
   for (int64_t begin = 0; begin < total; begin += window) {
     const int64_t end = std::min(total, begin + window);
     const std::vector<TokenId> part(tokens.begin() + begin, tokens.begin() + end);
-    RETURN_IF_ERROR(engine.Evaluate(part, [&](int64_t position, std::span<const float> logits) {
-      if (position + 1 < end - begin) {
-        score.nll += NegativeLogLikelihood(logits, part[position + 1]);
-        ++score.scored;
-      }
-      if (writer != nullptr && written.ok())
-        written = writer->Append(logits.data(), static_cast<int64_t>(logits.size_bytes()));
-    }));
+    RETURN_IF_ERROR(
+        Evaluate(worker, pipeline, part, [&](int64_t position, std::span<const float> logits) {
+          if (position + 1 < end - begin) {
+            score.nll += NegativeLogLikelihood(logits, part[position + 1]);
+            ++score.scored;
+          }
+          if (writer == nullptr || !written.ok()) return;
+          const FlightRecorder::Outside outside(worker.control().recorder());  // it may be a pipe
+          written = writer->Append(logits.data(), static_cast<int64_t>(logits.size_bytes()));
+        }));
     RETURN_IF_ERROR(written);
   }
   if (writer != nullptr) RETURN_IF_ERROR(writer->Finish());
@@ -110,10 +114,14 @@ absl::Status RunEval(ControlPlane& control, const EvalFlags& flags) {
     return UsageError("--max-model-len 1: scoring a token takes the one before it");
   ASSIGN_OR_RETURN(const Topology topology, AgreeOnTopology(control, flags.model));
   absl::StatusOr<std::vector<TokenId>> tokens = std::vector<TokenId>();
-  if (control.rank() == 0) tokens = ReadTokens(flags);
+  if (control.rank() == 0) {
+    const FlightRecorder::Outside outside(control.recorder());  // the text may come out of a pipe
+    tokens = ReadTokens(flags);
+  }
   RETURN_IF_ERROR(control.Agree(tokens.status()));
   absl::StatusOr<std::unique_ptr<SafetensorsWriter>> writer = nullptr;
-  if (control.rank() == 0) writer = OpenLogits(flags, static_cast<int64_t>(tokens->size()));
+  if (control.rank() == 0)
+    writer = OpenLogits(control, flags, static_cast<int64_t>(tokens->size()));
   RETURN_IF_ERROR(control.Agree(writer.status()));
   ByteWriter out;
   out.PutVector(*tokens);
@@ -130,10 +138,10 @@ absl::Status RunEval(ControlPlane& control, const EvalFlags& flags) {
   absl::StatusOr<Score> score = Score{};
   absl::Status status;
   if (control.rank() == 0) {
-    score = Evaluate(*worker, *tokens, writer->get());
+    score = ScoreTokens(*worker, *tokens, writer->get());
     status = score.status();
   } else if (control.rank() == worker->leader()) {
-    Engine idle(*worker, nullptr);  // the other replicas have nothing to do
+    StepPipeline idle(*worker);  // the other replicas have nothing to do
   } else {
     status = worker->Run();
   }
@@ -145,10 +153,10 @@ absl::Status RunEval(ControlPlane& control, const EvalFlags& flags) {
                                       {"scored", score->scored},
                                       {"nll", mean},
                                       {"perplexity", std::exp(mean)}};
-    return WriteOut(line.dump() + "\n");
+    return WriteOut(control, line.dump() + "\n");
   }
-  return WriteOut(absl::StrFormat("tokens %d  scored %d  nll %.6f  perplexity %.4f\n",
-                                  tokens->size(), score->scored, mean, std::exp(mean)));
+  return WriteOut(control, absl::StrFormat("tokens %d  scored %d  nll %.6f  perplexity %.4f\n",
+                                           tokens->size(), score->scored, mean, std::exp(mean)));
 }
 
 }  // namespace trireme

@@ -13,6 +13,36 @@
 namespace trireme {
 namespace {
 
+// As LoadWorker would plan it: without a limit, room for max-num-seqs of the longest sequences.
+absl::StatusOr<std::string> DescribeLedger(const InspectFlags& flags, const ModelConfig& config,
+                                           const Topology& topology, DType storage,
+                                           const std::vector<int64_t>& split) {
+  const ModelFlags& model = flags.model;
+  WorkerOptions options;
+  options.dtype = storage;
+  options.pp_split = split;
+  options.page_size = model.page_size;
+  options.max_num_seqs = model.max_num_seqs;
+  options.max_num_batched_tokens = model.max_num_batched_tokens;
+  options.max_logit_rows = model.max_num_seqs;
+  options.max_model_len = model.max_model_len > 0 ? model.max_model_len : config.max_positions;
+  ASSIGN_OR_RETURN(options.num_pages, NumPages(model, config, topology, options));
+  if (options.num_pages == 0) options.num_pages = options.most_pages();
+  ASSIGN_OR_RETURN(const int64_t limit, MemoryLimit(model));
+  if (limit > 0) {
+    ASSIGN_OR_RETURN(const int64_t fit,
+                     PagesWithinLimit(config, topology, LedgerOptionsOf(options, storage), limit));
+    options.num_pages = std::min(options.num_pages, fit);
+  }
+  const std::vector<Ledger> ledgers =
+      PlanLedgers(config, topology, LedgerOptionsOf(options, storage));
+  std::string out =
+      absl::StrFormat("%d KV pages of %d tokens\n", options.num_pages, options.page_size);
+  for (size_t rank = 0; rank < ledgers.size(); ++rank)
+    absl::StrAppend(&out, "rank ", rank, "\n", LedgerTable(ledgers[rank], nullptr));
+  return out;
+}
+
 absl::StatusOr<std::string> Describe(const InspectFlags& flags) {
   const ModelFlags& model = flags.model;
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(model.model_dir));
@@ -31,7 +61,11 @@ absl::StatusOr<std::string> Describe(const InspectFlags& flags) {
   ASSIGN_OR_RETURN(const std::unique_ptr<WeightLoader> loader, WeightLoader::Open(model.model_dir));
   RETURN_IF_ERROR(loader->Check(AllWeightSpecs(config)));
   const DType storage = dtype.value_or(config.dtype);
-  const std::vector<RankBytes> ranks = PlanRankBytes(config, topology, storage);
+  ASSIGN_OR_RETURN(const std::vector<int64_t> split, ParseSplit(model.pp_split));
+  if (absl::Status fits = CheckSplit(config, topology.pp_size, split); !fits.ok())
+    return UsageError(std::string(fits.message()));
+  if (flags.ledger) return DescribeLedger(flags, config, topology, storage, split);
+  const std::vector<RankBytes> ranks = PlanRankBytes(config, topology, storage, split);
   if (flags.json) {
     nlohmann::ordered_json out{{"architecture", config.architecture},
                                {"parameters", TotalParameters(config)},
@@ -85,7 +119,7 @@ absl::Status RunInspect(ControlPlane& control, const InspectFlags& flags) {
   absl::Status status;
   if (control.rank() == 0) {
     const absl::StatusOr<std::string> text = Describe(flags);
-    status = text.ok() ? WriteOut(*text) : text.status();
+    status = text.ok() ? WriteOut(control, *text) : text.status();
   }
   return control.Agree(status);
 }

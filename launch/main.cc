@@ -6,162 +6,144 @@
 
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
+#include <ctime>
+#include <exception>
 #include <functional>
 #include <new>
+#include <optional>
 #include <string>
 
 #include "CLI/CLI.hpp"
+#include "kernels/check.h"
+#include "kernels/status.h"
+#include "launch/analyze_mol.h"
+#include "launch/bench_mol.h"
+#include "launch/command_flags.h"
 #include "launch/commands.h"
+#include "launch/doctor.h"
+#include "launch/environment.h"
+#include "launch/job_folder.h"
+#include "launch/journal.h"
+#include "launch/placement.h"
+#include "launch/retrieve.h"
+#include "launch/session.h"
+#include "launch/start_watch.h"
+#include "launch/supervisor.h"
+#include "launch/tune_mol.h"
 #include "models/checkpoint_maker.h"
+#include "models/mol_checkpoint.h"
+#include "models/unfinished_path.h"
+#include "parallel/failure_detector.h"
 
 namespace trireme {
 namespace {
 
-volatile std::sig_atomic_t g_speaks = 1;  // only rank 0 does
+volatile std::sig_atomic_t g_speaks = 1;   // only rank 0 does
+volatile std::sig_atomic_t g_follows = 0;  // a rank that leaves after rank 0
 
+// Where ranks watch each other it is for the failure detector to say what this signal means.
 // Everything that was promised is already written: output is flushed as it is produced, and files
-// get their names last.
+// get their names last; those without one yet go. Either way this process ends: mpirun kills it
+// soon.
 extern "C" void OnInterrupt(int) {
   static const char line[] = "\ntrireme: interrupted\n";
+  static const timespec leader_leaves = {.tv_sec = 0, .tv_nsec = 700'000'000};
+  RemoveUnfinishedPaths();
+  if (ControlPlane::NotifySignal()) return;
   if (g_speaks != 0) {
     [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line, sizeof(line) - 1);
   }
+  // mpirun kills the others as soon as one has left; rank 0 may still be removing its files.
+  if (g_follows != 0) nanosleep(&leader_leaves, nullptr);
   _exit(130);
 }
 
-void AddModelFlags(CLI::App* app, ModelFlags* flags) {
-  app->option_defaults()->group("Model and layout");
-  app->add_option("MODEL_DIR", flags->model_dir, "Folder with config.json and safetensors weights")
-      ->required();
-  app->add_option("--tp,--tensor-parallel-size", flags->tp,
-                  "Tensor-parallel ranks (default: from the world size)")
-      ->check(CLI::PositiveNumber);
-  app->add_option("--pp,--pipeline-parallel-size", flags->pp,
-                  "Pipeline stages (default: what the world size leaves)")
-      ->check(CLI::PositiveNumber);
-  app->add_option("--dp,--data-parallel-size", flags->dp, "Replicas (default: what is left)")
-      ->check(CLI::PositiveNumber);
-  app->add_option("--dtype", flags->dtype, "auto (the checkpoint's), f32, bf16 or f16")
-      ->capture_default_str();
+// An exception that nobody caught ends the job like a failed CHECK, with its text.
+[[noreturn]] void EndByException() {
+  std::string what = "of an unknown type";
+  try {
+    if (const std::exception_ptr exception = std::current_exception())
+      std::rethrow_exception(exception);
+  } catch (const std::exception& exception) {
+    what = exception.what();
+  } catch (...) {
+  }
+  Fatal(__FILE__, __LINE__, "uncaught exception: " + what);
 }
 
-void AddRunFlags(CLI::App* app, ModelFlags* flags) {
-  AddModelFlags(app, flags);
-  app->option_defaults()->group("Memory and batching");
-  app->add_option("--device", flags->device, "auto, cpu or cuda")->capture_default_str();
-  app->add_option("--threads", flags->threads,
-                  "Threads a rank (default: cores of the host / ranks on it)")
-      ->check(CLI::PositiveNumber);
-  app->add_option("--max-model-len", flags->max_model_len,
-                  "Tokens of prompt and output together (default: the model's)")
-      ->check(CLI::PositiveNumber);
-  app->add_option("--max-num-seqs", flags->max_num_seqs, "Sequences running at once")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 4096));
-  app->add_option("--max-num-batched-tokens", flags->max_num_batched_tokens,
-                  "Tokens of a micro-batch")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 65536));
-  app->add_option("--page-size", flags->page_size, "Tokens of a KV cache page")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1024));
-  app->add_option("--kv-cache-memory", flags->kv_cache_memory,
-                  "Bytes of KV cache a rank may hold, e.g. 2GiB (default: what the requests need)");
+// The program's arguments without those that made it start ranks.
+std::vector<std::string> RankArguments(int argc, char** argv) {
+  std::vector<std::string> out;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    bool own = false;
+    for (const std::string flag : {"--ranks", "--max-restarts"}) {
+      if (word == flag) ++i;
+      own = own || word == flag || word.rfind(flag + "=", 0) == 0;
+    }
+    if (!own) out.push_back(word);
+  }
+  return out;
 }
 
-void AddSamplingFlags(CLI::App* app, GenerateFlags* flags) {
-  SamplingParams* s = &flags->sampling;
-  app->option_defaults()->group("Sampling");
-  app->add_option("--temperature", s->temperature, "0 = greedy")->capture_default_str();
-  app->add_option("--top-k", s->top_k, "Keep the k most likely tokens; 0 = all")
-      ->capture_default_str();
-  app->add_option("--top-p", s->top_p, "Keep the smallest set of tokens with this probability")
-      ->capture_default_str();
-  app->add_option("--min-p", s->min_p, "Keep tokens at least this share as likely as the best")
-      ->capture_default_str();
-  app->add_option("--repetition-penalty", s->repetition_penalty,
-                  "Above 1 discourages tokens already seen")
-      ->capture_default_str();
-  app->add_option("--presence-penalty", s->presence_penalty,
-                  "Subtracted from tokens already produced")
-      ->capture_default_str();
-  app->add_option("--frequency-penalty", s->frequency_penalty, "Subtracted per occurrence")
-      ->capture_default_str();
-  app->add_option("--seed", s->seed, "Same seed, same tokens")->capture_default_str();
+// The exit status of the ranks that --ranks asks for.
+int StartRanks(const JobFlags& job, bool json, int argc, char** argv) {
+  const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
+  if (rank == nullptr) rank = std::getenv("PMIX_RANK");
+  if (rank != nullptr) {
+    if (std::atoi(rank) == 0) {
+      std::fprintf(stderr,
+                   "trireme: --ranks %d: mpirun or srun has started this process already; leave "
+                   "out one of the two\n",
+                   job.ranks);
+    } else {
+      LetOthersSpeak();
+    }
+    return 2;
+  }
+  return RunSupervised({.ranks = job.ranks,
+                        .max_restarts = job.max_restarts,
+                        .json = json,
+                        .arguments = RankArguments(argc, argv)});
 }
 
-void AddGenerate(CLI::App& app, GenerateFlags* flags) {
-  CLI::App* command = app.add_subcommand("generate", "Generate text from one or more prompts");
-  AddRunFlags(command, &flags->model);
-  command->option_defaults()->group("Prompts");
-  command->add_option("--prompt", flags->prompts, "Prompt (repeatable)")
-      ->type_size(1)
-      ->expected(1)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  command->add_option("--prompts", flags->prompts_file,
-                      "File with one prompt a line, or JSON lines when it ends in .jsonl");
-  command
-      ->add_option("--prompt-ids", flags->prompt_ids,
-                   "Token ids instead of text, e.g. 1,5,9 (repeatable)")
-      ->type_size(1)
-      ->expected(1)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  command->option_defaults()->group("Answers");
-  command->add_option("--max-tokens,-n", flags->max_tokens, "Tokens to generate at most")
-      ->capture_default_str()
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
-  command->add_option("--stop", flags->stop, "End the answer at this text (repeatable)")
-      ->type_size(1)
-      ->expected(1)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  command->add_flag("--ignore-eos", flags->ignore_eos, "Go on after the end-of-sequence token");
-  command->add_flag("--json", flags->json, "One JSON object a line");
-  command->add_option("--logprobs", flags->sampling.logprobs,
-                      "With --json: log-probability of each token and of the N best");
-  command->add_flag("--echo", flags->echo, "Print the prompt before the answer");
-  AddSamplingFlags(command, flags);
+// What the supervisor, if there is one, gives its rank 0.
+absl::Status OpenJournal(const JobFlags& job, std::unique_ptr<JournalWriter>* journal,
+                         JobHistory* history) {
+  if (job.journal.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(*journal, JournalWriter::Open(job.journal));
+  ASSIGN_OR_RETURN(const std::string bytes, ReadFile(job.history));
+  *history = ParseHistory(bytes);
+  return absl::OkStatus();
 }
 
-void AddEval(CLI::App& app, EvalFlags* flags) {
-  CLI::App* command =
-      app.add_subcommand("eval", "Mean negative log likelihood per token of a text");
-  AddRunFlags(command, &flags->model);
-  command->option_defaults()->group("Evaluation");
-  command->add_option("--text", flags->text_file, "UTF-8 text file");
-  command->add_option("--ids", flags->ids_file, "File of token ids");
-  command->add_option("--logits-out", flags->logits_out,
-                      "Write the logits of every position, [T, V] f32, to this .safetensors file");
-  command->add_flag("--json", flags->json, "Print a JSON object");
+// Whether the command spreads its work over the ranks, which then watch each other. The others work
+// on rank 0 alone.
+bool HasJobFlags(const CLI::App& app) {
+  const CLI::App* command = &app;
+  while (!command->get_subcommands().empty()) command = command->get_subcommands().front();
+  return command->get_option_no_throw("--failure-timeout") != nullptr;
 }
 
-void AddBench(CLI::App* command, BenchFlags* flags) {
-  AddRunFlags(command, &flags->model);
-  command->option_defaults()->group("Workload and result");
-  command->add_option("--input-len", flags->input_len, "Prompt tokens")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
-  command->add_option("--output-len", flags->output_len, "Generated tokens")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
-  command->add_option("--warmup", flags->warmup, "Iterations before measuring")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
-  command->add_option("--iterations", flags->iterations, "Measured iterations")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
-  command->add_option("--save", flags->save, "Write the result as JSON");
-  command->add_option("--compare", flags->compare,
-                      "Compare with a saved result; exit status 1 on a regression");
-  command
-      ->add_option("--tolerance", flags->tolerance, "Relative change that counts as a regression")
-      ->capture_default_str();
-}
-
-std::string RecipeNames() {
-  std::string names;
-  for (const std::string& name : CheckpointRecipeNames())
-    names += (names.empty() ? "" : ", ") + name;
-  return names;
+// What is wrong with the arguments, and where to read on.
+std::string DescribeParseError(const CLI::App& app, const CLI::ParseError& error) {
+  std::string path = "trireme";
+  const CLI::App* command = &app;
+  while (!command->get_subcommands().empty()) {
+    command = command->get_subcommands().front();
+    path += " " + command->get_name();
+  }
+  std::string what = error.what(), names;
+  for (const CLI::App* next : command->get_subcommands([](const CLI::App*) { return true; }))
+    names += (names.empty() ? "" : ", ") + next->get_name();
+  if (!names.empty() && command->get_require_subcommand_min() > 0) {
+    const std::vector<std::string> rest = app.remaining(/*recurse=*/true);
+    const bool unknown = !rest.empty() && rest[0].substr(0, 1) != "-";
+    if (unknown) what = "there is no command \"" + rest[0] + "\"; give one of " + names;
+    if (rest.empty()) what = "give a command: " + names;
+  }
+  return what + "; see " + path + " --help";
 }
 
 // Exit status of a parse error or of --help / --version; rank 0 prints.
@@ -170,8 +152,24 @@ int ReportParse(const CLI::App& app, const CLI::ParseError& error, bool speaks) 
     if (speaks) app.exit(error);
     return 0;
   }
-  if (speaks) std::fprintf(stderr, "trireme: %s; see trireme --help\n", error.what());
+  if (speaks) std::fprintf(stderr, "trireme: %s\n", DescribeParseError(app, error).c_str());
   return 2;
+}
+
+// What comes before a command: the doctor's checks, and a rank with a GPU goes to where that is
+// attached. `model` is null for a command that runs none.
+absl::Status Prepare(ControlPlane& control, const Environment& environment,
+                     const ModelFlags* model) {
+  RETURN_IF_ERROR(CheckOneWorld(control, environment));
+  if (model == nullptr) return absl::OkStatus();
+  RETURN_IF_ERROR(CheckAtStart(control, environment, *model));
+  // "auto" uses the GPUs where there are any.
+  if (model->device != "cpu" && environment.cuda_runtime > 0) {
+    const std::optional<Placement> placement =
+        PlacementOf(environment, control.local_rank(), /*root=*/"");
+    if (placement) BindTo(*placement);  // false: the launcher bound it, and it knows better
+  }
+  return absl::OkStatus();
 }
 
 int Main(int argc, char** argv) {
@@ -185,19 +183,33 @@ int Main(int argc, char** argv) {
   InspectFlags inspect;
   MakeCheckpointFlags make;
   BenchFlags bench;
-  AddGenerate(app, &generate);
-  AddEval(app, &eval);
+  BenchMolFlags bench_mol;
+  AnalyzeMolFlags analyze_mol;
+  TuneMolFlags tune_mol;
+  RetrieveFlags retrieve;
+  DoctorFlags doctor;
+  JobFlags job;
+  AddGenerate(app, &generate, &job);
+  AddEval(app, &eval, &job);
+  AddRetrieve(app, &retrieve, &job);
+  const CLI::App* analyze = AddAnalyzeMol(app, &analyze_mol);
+  const CLI::App* tune = AddTuneMol(app, &tune_mol);
   CLI::App* inspect_command = app.add_subcommand(
       "inspect", "Show a checkpoint's architecture and the bytes each rank will hold");
-  AddModelFlags(inspect_command, &inspect.model);
+  AddRunFlags(inspect_command, &inspect.model);
+  inspect_command->option_defaults()->group("Output");
+  inspect_command->add_flag("--ledger", inspect.ledger,
+                            "Bytes of every owner on each rank, as a run would plan them");
   inspect_command->add_flag("--json", inspect.json, "Print a JSON object");
   CLI::App* make_command = app.add_subcommand(
       "make-checkpoint", "Write random weights in the shapes of a well-known model");
   make_command->add_option("--like", make.like, "One of: " + RecipeNames())->required();
   make_command->add_option("--layers", make.layers, "Layers (default: the model's)")
-      ->check(CLI::PositiveNumber);
+      ->check(PositiveNumber());
   make_command->add_option("--dtype", make.dtype, "bf16, f16 or f32")->capture_default_str();
-  make_command->add_option("--seed", make.seed, "Same seed, same bytes")->capture_default_str();
+  make_command->add_option("--seed", make.seed, "Same seed, same bytes")
+      ->capture_default_str()
+      ->transform(SeedNumber());
   make_command->add_option("OUT", make.out_dir, "Folder to write; must not hold anything")
       ->required();
   CLI::App* bench_command =
@@ -205,16 +217,32 @@ int Main(int argc, char** argv) {
   bench_command->require_subcommand(1);
   CLI::App* latency = bench_command->add_subcommand(
       "latency", "One batch at a time: time to first token and per token");
-  AddBench(latency, &bench);
+  AddBench(latency, &bench, &job);
   latency->add_option("--batch-size", bench.batch_size, "Sequences of the batch")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(PositiveNumber());
   CLI::App* throughput =
       bench_command->add_subcommand("throughput", "Many requests at once: tokens per second");
-  AddBench(throughput, &bench);
+  AddBench(throughput, &bench, &job);
   throughput->add_option("--num-prompts", bench.num_prompts, "Requests")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(PositiveNumber());
+  const CLI::App* mol = AddBenchMol(bench_command, &bench_mol, &job);
+
+  BenchServingFlags serving;
+  CLI::App* serving_command = bench_command->add_subcommand(
+      "serving", "Requests of mixed lengths as they arrive: latencies, goodput, utilisation");
+  AddBenchServing(serving_command, &serving, &job);
+  BenchSchedulerFlags scheduler;
+  CLI::App* scheduler_command = bench_command->add_subcommand(
+      "scheduler", "Cost of planning and committing a step, without a model");
+  scheduler_command->add_option("--running", scheduler.running, "Requests running at once")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 65536));
+  scheduler_command->add_option("--steps", scheduler.steps, "Steps to measure")
+      ->capture_default_str()
+      ->check(PositiveNumber());
+  const CLI::App* doctor_command = AddDoctor(app, &doctor);
 
   // Parsing comes before MPI so that the arguments are the program's own; only rank 0 may speak of
   // errors, though.
@@ -224,39 +252,117 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     parse_failure = [&app, error](bool speaks) { return ReportParse(app, error, speaks); };
   }
+  if (!parse_failure && job.ranks > 0) return StartRanks(job, generate.json, argc, argv);
+  const bool doctors = !parse_failure && doctor_command->parsed();
+  const Environment environment = CollectEnvironment({.programs = doctors, .root = {}});
+  const Launch launch = IdentifyLaunch(environment);
+  if (parse_failure && launch.launcher == Launcher::kAlone) return parse_failure(true);
+  if (HasError(CheckLaunch(environment))) {
+    if (doctors) return RunDoctor(nullptr, environment, doctor);
+    return parse_failure ? parse_failure(launch.rank == 0) : SayWhyNotStarted(environment);
+  }
+  PrepareEnvironment(environment);
+  // Until the ranks watch each other a launcher's SIGTERM mostly means that another rank has
+  // failed.
+  g_speaks = launch.launcher == Launcher::kAlone;
+  std::signal(SIGINT, OnInterrupt);
+  // All ranks fail alike when the arguments do, and mpirun ends the others when the first has left:
+  // rank 0 has a line to say before.
+  std::signal(SIGTERM, parse_failure ? SIG_IGN : OnInterrupt);
+  std::signal(SIGPIPE, SIG_IGN);
+  std::optional<StartWatch> start;  // until the ranks watch each other
+  if (launch.launcher != Launcher::kAlone && launch.ranks != 1 && job.failure_timeout > 0.0)
+    start.emplace(StartWatchOptions{job.start_timeout, launch.rank, launch.ranks});
+  if (trireme_fault_point != nullptr) trireme_fault_point(launch.rank, "start", -1, nullptr);
+  if (start) start->EnterMpi();
   absl::StatusOr<std::unique_ptr<ControlPlane>> control = ControlPlane::Start(nullptr, nullptr);
   if (!control.ok()) {
     std::fprintf(stderr, "trireme: %s\n", std::string(control.status().message()).c_str());
     return 1;
   }
   g_speaks = (*control)->rank() == 0;
+  g_follows = (*control)->rank() != 0;
   if (parse_failure) return parse_failure((*control)->rank() == 0);
-  std::signal(SIGINT, OnInterrupt);
-  std::signal(SIGTERM, OnInterrupt);
-  std::signal(SIGPIPE, SIG_IGN);
 
-  absl::Status status;
-  try {
-    if (app.got_subcommand("generate")) status = RunGenerate(**control, generate);
-    if (app.got_subcommand("eval")) status = RunEval(**control, eval);
-    if (app.got_subcommand("inspect")) status = RunInspect(**control, inspect);
-    if (app.got_subcommand("make-checkpoint")) status = RunMakeCheckpoint(**control, make);
-    if (latency->parsed()) status = RunBenchLatency(**control, bench);
-    if (throughput->parsed()) status = RunBenchThroughput(**control, bench);
-  } catch (const std::bad_alloc&) {
-    // The other ranks may be waiting for this one.
-    std::fprintf(stderr, "trireme: rank %d: out of memory\n", (*control)->rank());
-    (*control)->Abort(1);
+  if (doctors) {
+    start.reset();
+    return RunDoctor(control->get(), environment, doctor);
   }
-  if (status.ok()) return 0;
+  std::set_terminate(&EndByException);
+  const ModelFlags* const model = app.got_subcommand("generate")              ? &generate.model
+                                  : app.got_subcommand("eval")                ? &eval.model
+                                  : latency->parsed() || throughput->parsed() ? &bench.model
+                                  : serving_command->parsed()                 ? &serving.model
+                                                                              : nullptr;
+  if (!HasJobFlags(app)) job.failure_timeout = 0.0;
+  const auto run = [&](ControlPlane& plane) -> absl::Status {
+    RETURN_IF_ERROR(Prepare(plane, environment, model));
+    if (app.got_subcommand("generate")) return RunGenerate(plane, generate);
+    if (app.got_subcommand("eval")) return RunEval(plane, eval);
+    if (app.got_subcommand("retrieve")) return RunRetrieve(plane, retrieve);
+    if (app.got_subcommand("inspect")) return RunInspect(plane, inspect);
+    if (app.got_subcommand("make-checkpoint")) return RunMakeCheckpoint(plane, make);
+    if (analyze->parsed()) return RunAnalyzeMol(plane, analyze_mol);
+    if (tune->parsed()) return RunTuneMol(plane, tune_mol);
+    if (mol->parsed()) return RunBenchMol(plane, bench_mol);
+    if (serving_command->parsed()) return RunBenchServing(plane, serving);
+    if (scheduler_command->parsed()) return RunBenchScheduler(plane, scheduler);
+    return latency->parsed() ? RunBenchLatency(plane, bench) : RunBenchThroughput(plane, bench);
+  };
+  std::unique_ptr<JournalWriter> journal;
+  JobHistory history;
+  absl::Status status = WatchRanks(**control, job);
+  if ((*control)->detector() != nullptr) {
+    (*control)->detector()->AddHook([](const absl::Status&) { RemoveUnfinishedPaths(); });
+  }
+  start.reset();
+  if (status.ok() && job.max_restarts > 0)
+    status = UsageError(
+        "--max-restarts: only who starts the ranks can start them again; add "
+        "--ranks N instead of mpirun");
+  if (status.ok() && (*control)->rank() == 0) status = OpenJournal(job, &journal, &history);
+  if (status.ok() && journal != nullptr) {
+    generate.journal = journal.get();
+    generate.history = &history;
+  }
+  // Before the first call that all ranks make: one of them may have failed already.
+  status = (*control)->Agree(status);
+  if (status.ok()) {
+    try {
+      status = run(**control);
+    } catch (const std::bad_alloc&) {
+      // The other ranks may be waiting for this one.
+      if ((*control)->detector() == nullptr)
+        std::fprintf(stderr, "trireme: rank %d: out of memory\n", (*control)->rank());
+      (*control)->Abort(1, "out of memory");
+    }
+  }
+  if (status.ok()) status = (*control)->EnterPhase(Phase::kShutdown);
+  // Commands agree on their status already; an error of the last line may be one rank's alone.
+  if (!(*control)->agreed_on_error()) status = (*control)->Agree(status);
+  // Of a failed job the detector has said everything.
+  if (!(*control)->JobStatus().ok()) (*control)->detector()->WaitForEnd();
+  const int exit_status = status.ok() ? 0 : IsUsageError(status) ? 2 : 1;
+  if (journal != nullptr) {
+    // Nobody is there to read it when the supervisor is gone.
+    journal
+        ->Append({.kind = JournalEntry::Kind::kVerdict, .id = static_cast<uint64_t>(exit_status)})
+        .IgnoreError();
+  }
+  if (status.ok()) return exit_status;
   // mpirun terminates the others as soon as one rank has left: no second line for that.
   std::signal(SIGTERM, SIG_IGN);
-  if ((*control)->rank() == 0)
+  if ((*control)->detector() != nullptr) (*control)->detector()->SayNothingMore();
+  if ((*control)->rank() == 0 && !status.message().empty())
     std::fprintf(stderr, "trireme: %s\n", std::string(status.message()).c_str());
-  return IsUsageError(status) ? 2 : 1;
+  return exit_status;
 }
 
 }  // namespace
 }  // namespace trireme
 
-int main(int argc, char** argv) { return trireme::Main(argc, argv); }
+int main(int argc, char** argv) {
+  const int exit_status = trireme::Main(argc, argv);
+  trireme::RemoveJobFolder();
+  return exit_status;
+}

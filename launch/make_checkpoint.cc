@@ -1,4 +1,5 @@
-// trireme make-checkpoint: random weights in the real shapes of well-known models, for benches.
+// trireme make-checkpoint: random weights in the real shapes of well-known models and
+// Mixture-of-Logits heads, for benches.
 
 #include <unistd.h>
 
@@ -7,11 +8,21 @@
 #include "kernels/status.h"
 #include "launch/session.h"
 #include "models/checkpoint_maker.h"
+#include "models/mol_checkpoint.h"
 
 namespace trireme {
 namespace {
 
-absl::Status Make(const MakeCheckpointFlags& flags) {
+absl::Status MakeMol(ControlPlane& control, const MakeCheckpointFlags& flags) {
+  const absl::StatusOr<MolConfig> config = MolRecipeConfig(flags.like);
+  if (!config.ok()) return UsageError(std::string(config.status().message()));
+  if (flags.layers > 0) return UsageError("--layers: a Mixture-of-Logits head has none");
+  RETURN_IF_ERROR(MakeMolCheckpoint(*config, flags.out_dir, flags.seed));
+  return WriteOut(control, flags.out_dir + "\n");
+}
+
+absl::Status Make(ControlPlane& control, const MakeCheckpointFlags& flags) {
+  if (flags.like.rfind("mol-", 0) == 0) return MakeMol(control, flags);
   ASSIGN_OR_RETURN(const std::optional<DType> dtype, ParseDType(flags.dtype));
   if (const auto known = CheckpointRecipeConfig(flags.like); !known.ok()) {
     return UsageError(std::string(known.status().message()));
@@ -29,13 +40,13 @@ absl::Status Make(const MakeCheckpointFlags& flags) {
                  HumanBytes(total).c_str(), done == total ? "\n" : "   ");
     std::fflush(stderr);
   }));
-  return WriteOut(flags.out_dir + "\n");
+  return WriteOut(control, flags.out_dir + "\n");
 }
 
 }  // namespace
 
 absl::Status RunMakeCheckpoint(ControlPlane& control, const MakeCheckpointFlags& flags) {
-  return control.Agree(control.rank() == 0 ? Make(flags) : absl::OkStatus());
+  return control.Agree(control.rank() == 0 ? Make(control, flags) : absl::OkStatus());
 }
 
 }  // namespace trireme

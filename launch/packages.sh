@@ -23,6 +23,18 @@ TRIREME_PACKAGES=(
   "libbenchmark-dev: benches"
 )
 
+# What the tests need besides.
+TRIREME_TEST_PACKAGES=(
+  "python3: tests that start jobs and break them"
+)
+
+# What tests/launch needs to start jobs as on a cluster; without it those tests are skipped.
+TRIREME_CLUSTER_PACKAGES=(
+  "slurm-wlm: jobs under Slurm"
+  "munge: what Slurm's daemons know each other by"
+  "iproute2: two hosts made of network namespaces"
+)
+
 say() { printf '%s\n' "$*" >&2; }
 die() {
   say "$*"

@@ -1,8 +1,7 @@
 #include "launch/prompts.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
+#include <charconv>
 #include <sstream>
 #include <utility>
 
@@ -11,7 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/status.h"
 #include "launch/session.h"
-#include "nlohmann/json.hpp"
+#include "models/json_file.h"
 #include "runtime/wire.h"
 
 namespace trireme {
@@ -31,6 +30,10 @@ bool Integer(const Json& value, int64_t lowest, int64_t highest, T* out) {
   const int64_t number = value.get<int64_t>();
   *out = static_cast<T>(number);
   return number >= lowest && number <= highest;
+}
+bool Seed(const Json& value, uint64_t* out) {
+  if (value.is_number_unsigned()) *out = value.get<uint64_t>();
+  return value.is_number_unsigned();
 }
 bool Integers(const Json& value, std::vector<TokenId>* out) {
   if (!value.is_array()) return false;
@@ -65,6 +68,8 @@ class Collector {
     defaults_.max_tokens = flags.max_tokens;
     defaults_.sampling = flags.sampling;
     defaults_.stop = flags.stop;
+    defaults_.n = flags.n;
+    defaults_.priority = flags.priority;
   }
 
   absl::Status AddText(const std::string& where, const std::string& text, const Request& like,
@@ -113,7 +118,7 @@ class Collector {
     absl::Status sampling = CheckSamplingParams(like.sampling);
     if (!sampling.ok())
       return UsageError(absl::StrCat(where, ": ", std::string(sampling.message())));
-    PromptRequest out{like, text};
+    PromptRequest out{like, text, /*done=*/false};
     out.request.id = requests_.size();
     out.request.max_tokens = std::min(like.max_tokens, limit - static_cast<int64_t>(ids.size()));
     out.request.prompt = std::move(ids);
@@ -124,9 +129,7 @@ class Collector {
   }
 
   absl::Status AddJsonLine(const std::string& where, const std::string& line) {
-    const Json object = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (!object.is_object())
-      return absl::InvalidArgumentError(absl::StrCat(where, ": not a JSON object"));
+    ASSIGN_OR_RETURN(const Json object, ParseJsonObject(line, where));
     Request like = defaults_;
     bool ignore_eos = flags_.ignore_eos;
     const Json* prompt = nullptr;
@@ -141,6 +144,10 @@ class Collector {
         ok = Integers(value, &ids);
       else if (key == "max_tokens")
         ok = Integer(value, 1, kMaxTokens, &like.max_tokens);
+      else if (key == "n")
+        ok = Integer(value, 1, 1024, &like.n);
+      else if (key == "priority")
+        ok = Integer(value, -1000, 1000, &like.priority);
       else if (key == "temperature")
         ok = Number(value, &s.temperature);
       else if (key == "top_k")
@@ -156,9 +163,9 @@ class Collector {
       else if (key == "frequency_penalty")
         ok = Number(value, &s.frequency_penalty);
       else if (key == "seed")
-        ok = Integer(value, 0, INT64_MAX, &s.seed);
+        ok = Seed(value, &s.seed);
       else if (key == "logprobs")
-        ok = Integer(value, 0, INT32_MAX, &s.logprobs);
+        ok = Integer(value, 0, kMaxLogprobs, &s.logprobs);
       else if (key == "ignore_eos")
         ok = Boolean(value, &ignore_eos);
       else if (key == "stop")
@@ -204,8 +211,9 @@ class Collector {
     }
     if (!flags_.prompts_file.empty()) RETURN_IF_ERROR(AddFile(flags_.prompts_file));
     for (const std::string& text : flags_.prompt_ids) {
-      ASSIGN_OR_RETURN(std::vector<TokenId> ids, ParseTokenIds("--prompt-ids", text));
-      RETURN_IF_ERROR(Add("--prompt-ids", std::move(ids), "", defaults_, flags_.ignore_eos));
+      absl::StatusOr<std::vector<TokenId>> ids = ParseTokenIds("--prompt-ids", text);
+      if (!ids.ok()) return UsageError(std::string(ids.status().message()));
+      RETURN_IF_ERROR(Add("--prompt-ids", *std::move(ids), "", defaults_, flags_.ignore_eos));
     }
     return std::move(requests_);
   }
@@ -222,24 +230,25 @@ class Collector {
 
 absl::StatusOr<std::vector<TokenId>> ParseTokenIds(const std::string& what,
                                                    const std::string& text) {
+  constexpr char kSeparators[] = ", \n\r\t[]";
   std::vector<TokenId> ids;
-  const char* next = text.c_str();
-  while (true) {
-    while (*next == ',' || *next == ' ' || *next == '\n' || *next == '\r' || *next == '\t' ||
-           *next == '[' || *next == ']')
-      ++next;
-    if (*next == '\0') return ids;
-    char* end = nullptr;
-    const long long id = std::strtoll(next, &end, 10);
-    if (end == next || id < 0 || id > INT32_MAX) {
-      const std::string word(next, std::strcspn(next, ", \n\r\t]"));
-      return absl::InvalidArgumentError(absl::StrCat(what, ": \"",
-                                                     absl::CHexEscape(word.substr(0, 20)),
-                                                     "\" is not a token id; write them as 1,5,9"));
+  size_t next = text.find_first_not_of(kSeparators);
+  while (next != std::string::npos) {
+    const size_t end = std::min(text.find_first_of(kSeparators, next), text.size());
+    const char* const word = text.data() + next;
+    TokenId id = -1;
+    const auto [stopped_at, error] = std::from_chars(word, text.data() + end, id);
+    if (error != std::errc() || stopped_at != text.data() + end || *word == '-') {
+      const size_t line_begin = text.rfind('\n', next) + 1;  // 0 on the first line
+      return absl::InvalidArgumentError(absl::StrCat(
+          what, ": \"", absl::CHexEscape(text.substr(next, std::min<size_t>(end - next, 20))),
+          "\" is not a token id (line ", 1 + std::count(text.begin(), text.begin() + next, '\n'),
+          ", byte ", next - line_begin + 1, "); write them as 1,5,9"));
     }
-    ids.push_back(static_cast<TokenId>(id));
-    next = end;
+    ids.push_back(id);
+    next = text.find_first_not_of(kSeparators, end);
   }
+  return ids;
 }
 
 absl::StatusOr<std::vector<PromptRequest>> CollectRequests(const GenerateFlags& flags,
@@ -251,15 +260,19 @@ absl::StatusOr<std::vector<PromptRequest>> CollectRequests(const GenerateFlags& 
 std::string SerializeRequests(const std::vector<PromptRequest>& requests) {
   ByteWriter out;
   out.Put(static_cast<uint64_t>(requests.size()));
-  for (const auto& [request, text] : requests) {
+  for (const auto& [request, text, done] : requests) {
     out.Put(request.id);
     out.PutVector(request.prompt);
     out.Put(request.sampling);
     out.Put(request.max_tokens);
+    out.Put(request.n);
+    out.Put(request.priority);
     out.PutVector(request.stop_tokens);
     out.Put(static_cast<uint64_t>(request.stop.size()));
     for (const std::string& stop : request.stop) out.PutString(stop);
+    out.PutVector(request.output);
     out.PutString(text);
+    out.Put(done);
   }
   return out.Take();
 }
@@ -267,15 +280,19 @@ std::string SerializeRequests(const std::vector<PromptRequest>& requests) {
 std::vector<PromptRequest> ParseRequests(const std::string& bytes) {
   ByteReader in(bytes);
   std::vector<PromptRequest> requests(in.Get<uint64_t>());
-  for (auto& [request, text] : requests) {
+  for (auto& [request, text, done] : requests) {
     request.id = in.Get<uint64_t>();
     request.prompt = in.GetVector<TokenId>();
     request.sampling = in.Get<SamplingParams>();
     request.max_tokens = in.Get<int64_t>();
+    request.n = in.Get<int32_t>();
+    request.priority = in.Get<int32_t>();
     request.stop_tokens = in.GetVector<TokenId>();
     request.stop.resize(in.Get<uint64_t>());
     for (std::string& stop : request.stop) stop = in.GetString();
+    request.output = in.GetVector<TokenId>();
     text = in.GetString();
+    done = in.Get<bool>();
   }
   return requests;
 }

@@ -10,8 +10,9 @@
 namespace trireme {
 
 struct PromptRequest {
-  Request request;   // id = index
-  std::string text;  // as the user gave it; empty for token ids
+  Request request;    // id = index
+  std::string text;   // as the user gave it; empty for token ids
+  bool done = false;  // answered by an earlier attempt of a supervised job
 };
 
 // Requests of --prompt, --prompts FILE and --prompt-ids, in this order. FILE: one prompt a line,
@@ -21,7 +22,9 @@ absl::StatusOr<std::vector<PromptRequest>> CollectRequests(const GenerateFlags& 
                                                            const ModelConfig& config,
                                                            const Tokenizer* tokenizer);
 
-// "1,5,9" or "1 5 9".
+// "1,5,9", "[1, 5, 9]" or ids between spaces and line breaks. Whatever else is in the text, a NUL
+// or a sign too, is InvalidArgument with its line and byte, counted from 1; `what` is the flag or
+// file.
 absl::StatusOr<std::vector<TokenId>> ParseTokenIds(const std::string& what,
                                                    const std::string& text);
 

@@ -1,6 +1,7 @@
 #include "launch/session.h"
 
 #include <sched.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,39 +10,26 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "kernels/cuda_module.h"
 #include "kernels/status.h"
 #include "models/memory_plan.h"
+#include "parallel/failure_detector.h"
 #include "runtime/wire.h"
 
 namespace trireme {
 namespace {
 
 constexpr char kUsagePayload[] = "trireme/usage";
-
-// Cores this process may use, divided by the ranks of the host that may use some of them too: a
-// launcher may have bound each rank to its own, or all of them to the same few. Collective.
-int ThreadsPerRank(ControlPlane& control) {
-  struct Place {
-    char host[64] = {};
-    cpu_set_t cores{};
-  } mine;
-  control.host().copy(mine.host, sizeof(mine.host) - 1);
-  if (sched_getaffinity(0, sizeof(mine.cores), &mine.cores) != 0) CPU_SET(0, &mine.cores);
-  ByteWriter out;
-  out.Put(mine);
-  int sharing = 0;
-  for (const std::string& bytes : control.AllGather(out.Take())) {
-    const Place other = ByteReader(bytes).Get<Place>();
-    cpu_set_t common;
-    CPU_AND(&common, &mine.cores, &other.cores);
-    if (std::strcmp(mine.host, other.host) == 0 && CPU_COUNT(&common) > 0) ++sharing;
-  }
-  return std::max(1, CPU_COUNT(&mine.cores) / sharing);
-}
+constexpr int64_t kMaxInputBytes = int64_t{1} << 30;  // of prompts and the like: all are kept
 
 // "loading 1.2 GiB of 2.3 GiB, 1.1 GiB/s", over itself, once loading has taken a second.
 class ProgressLine {
@@ -65,18 +53,33 @@ class ProgressLine {
   bool open_ = false;
 };
 
-absl::StatusOr<Topology> ChooseTopology(const ControlPlane& control, const ModelFlags& flags) {
-  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(flags.model_dir));
-  const absl::StatusOr<Topology> topology = ResolveTopology(
-      flags.tp, flags.pp, flags.dp, control.size(), config.num_heads, config.num_layers,
-      [&config](int tp) { return CheckTensorParallel(config, {.tp_size = tp}).ok(); });
-  const absl::Status fits =
-      topology.ok() ? CheckTensorParallel(config, *topology) : topology.status();
-  if (!fits.ok()) return UsageError(std::string(fits.message()));
-  return topology;
+// "cuda" when every rank sees a GPU, so that all ranks compute alike.
+std::string ChooseDevice(ControlPlane& control) {
+  const std::vector<std::string> seen = control.AllGather(CudaDeviceCount() > 0 ? "1" : "0");
+  return std::count(seen.begin(), seen.end(), "0") == 0 ? "cuda" : "cpu";
 }
 
 }  // namespace
+
+// A launcher may have bound each rank to cores of its own, or all of them to the same few.
+int ThreadsPerRank(ControlPlane& control) {
+  struct Place {
+    char host[64] = {};
+    cpu_set_t cores{};
+  } mine;
+  control.host().copy(mine.host, sizeof(mine.host) - 1);
+  if (sched_getaffinity(0, sizeof(mine.cores), &mine.cores) != 0) CPU_SET(0, &mine.cores);
+  ByteWriter out;
+  out.Put(mine);
+  int sharing = 0;
+  for (const std::string& bytes : control.AllGather(out.Take())) {
+    const Place other = ByteReader(bytes).Get<Place>();
+    cpu_set_t common;
+    CPU_AND(&common, &mine.cores, &other.cores);
+    if (std::strcmp(mine.host, other.host) == 0 && CPU_COUNT(&common) > 0) ++sharing;
+  }
+  return std::max(1, CPU_COUNT(&mine.cores) / sharing);
+}
 
 absl::Status UsageError(const std::string& message) {
   absl::Status status = absl::InvalidArgumentError(message);
@@ -121,15 +124,32 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   std::string text;
   char piece[65536];
-  while (in.read(piece, sizeof(piece)) || in.gcount() > 0) text.append(piece, in.gcount());
+  while (in.read(piece, sizeof(piece)) || in.gcount() > 0) {
+    if (static_cast<int64_t>(text.size()) + in.gcount() > kMaxInputBytes) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          path, ": has more than the ", HumanBytes(kMaxInputBytes), " that are read of a file"));
+    }
+    text.append(piece, in.gcount());
+  }
   if (!in.is_open() || in.bad())
     return absl::NotFoundError(absl::StrCat(path, ": cannot be read: ", std::strerror(errno)));
   return text;
 }
 
+absl::StatusOr<Topology> ChooseTopology(int ranks, const ModelFlags& flags) {
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(flags.model_dir));
+  const absl::StatusOr<Topology> topology = ResolveTopology(
+      flags.tp, flags.pp, flags.dp, ranks, config.num_heads, config.num_layers,
+      [&config](int tp) { return CheckTensorParallel(config, {.tp_size = tp}).ok(); });
+  const absl::Status fits =
+      topology.ok() ? CheckTensorParallel(config, *topology) : topology.status();
+  if (!fits.ok()) return UsageError(std::string(fits.message()));
+  return topology;
+}
+
 absl::StatusOr<Topology> AgreeOnTopology(ControlPlane& control, const ModelFlags& flags) {
   absl::StatusOr<Topology> topology = Topology{};
-  if (control.rank() == 0) topology = ChooseTopology(control, flags);
+  if (control.rank() == 0) topology = ChooseTopology(control.size(), flags);
   RETURN_IF_ERROR(control.Agree(topology.status()));
   ByteWriter out;
   out.Put(*topology);
@@ -138,16 +158,105 @@ absl::StatusOr<Topology> AgreeOnTopology(ControlPlane& control, const ModelFlags
   return ByteReader(bytes).Get<Topology>();
 }
 
+absl::StatusOr<std::vector<int64_t>> ParseSplit(const std::string& text) {
+  std::vector<int64_t> split;
+  for (const auto piece : absl::StrSplit(text, ',', absl::SkipEmpty())) {
+    int64_t layers = 0;
+    if (!absl::SimpleAtoi(piece, &layers))
+      return UsageError(absl::StrCat("--pp-split ", text, ": write layers of each stage as 9,7"));
+    split.push_back(layers);
+  }
+  return split;
+}
+
+absl::StatusOr<BatchPolicy> ParsePolicy(const std::string& text) {
+  if (text == "continuous") return BatchPolicy::kContinuous;
+  if (text == "dynamic") return BatchPolicy::kDynamic;
+  if (text == "static") return BatchPolicy::kStatic;
+  return UsageError(absl::StrCat("--policy ", text, ": must be continuous, dynamic or static"));
+}
+
+absl::StatusOr<EngineOptions> EngineOptionsOf(const ServingFlags& flags) {
+  EngineOptions options;
+  ASSIGN_OR_RETURN(options.policy, ParsePolicy(flags.policy));
+  options.prefix_cache = !flags.no_prefix_cache;
+  options.overlap = !flags.no_overlap;
+  options.ageing_steps = flags.ageing_steps;
+  options.max_queue = flags.max_queue;
+  return options;
+}
+
+absl::Status CheckWritable(const std::string& flag, const std::string& path) {
+  if (path.empty()) return absl::OkStatus();
+  struct stat info {};
+  int error = 0;
+  if (stat(path.c_str(), &info) == 0) {
+    if (S_ISDIR(info.st_mode)) error = EISDIR;
+    if (error == 0 && access(path.c_str(), W_OK) != 0) error = errno;
+  } else if (errno != ENOENT) {
+    error = errno;
+  } else {
+    const std::string folder = std::filesystem::path(path).parent_path().string();
+    if (access(folder.empty() ? "." : folder.c_str(), W_OK | X_OK) != 0) error = errno;
+  }
+  if (error == 0) return absl::OkStatus();
+  return absl::UnavailableError(
+      absl::StrCat(flag, " ", path, ": cannot be written: ", std::strerror(error)));
+}
+
+absl::Status CheckOutputs(const ServingFlags& flags) {
+  RETURN_IF_ERROR(CheckWritable("--metrics", flags.metrics_file));
+  return CheckWritable("--trace", flags.trace_file);
+}
+
+absl::Status WriteMetrics(const ServingFlags& flags, const EngineStats& stats) {
+  if (flags.metrics_file.empty()) return absl::OkStatus();
+  std::ofstream file(flags.metrics_file);
+  file << PrometheusText(stats);
+  if (file.flush()) return absl::OkStatus();
+  return absl::UnavailableError(
+      absl::StrCat("--metrics ", flags.metrics_file, ": cannot be written"));
+}
+
+absl::StatusOr<int64_t> NumPages(const ModelFlags& flags, const ModelConfig& config,
+                                 const Topology& topology, const WorkerOptions& options) {
+  if (flags.kv_cache_memory.empty()) return 0;
+  ASSIGN_OR_RETURN(const int64_t bytes, ParseBytes("--kv-cache-memory", flags.kv_cache_memory));
+  const absl::StatusOr<int64_t> fit =
+      PagesOfMemory(config, topology, options.dtype.value_or(config.dtype), options.page_size,
+                    bytes, options.pp_split);
+  if (!fit.ok()) {
+    return UsageError(absl::StrCat("--kv-cache-memory ", flags.kv_cache_memory, ": ",
+                                   std::string(fit.status().message())));
+  }
+  return std::min(options.most_pages(), *fit);
+}
+
+absl::StatusOr<int64_t> MemoryLimit(const ModelFlags& flags) {
+  if (flags.memory_limit.empty()) return 0;
+  return ParseBytes("--memory-limit", flags.memory_limit);
+}
+
 absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(ControlPlane& control, const Topology& topology,
                                                    const ModelFlags& flags, const Demand& demand) {
   ASSIGN_OR_RETURN(const std::optional<DType> dtype, ParseDType(flags.dtype));
+  RETURN_IF_ERROR(control.EnterPhase(Phase::kLoad));
   absl::StatusOr<ModelConfig> config = LoadModelConfig(flags.model_dir);
   RETURN_IF_ERROR(control.Agree(config.status()));
   WorkerOptions options;
-  options.device.name = flags.device == "auto" ? "cpu" : flags.device;
+  options.device.name = flags.device == "auto" ? ChooseDevice(control) : flags.device;
+  options.device.allow_shared = options.groups.allow_shared_gpu = flags.allow_shared_gpu;
+  if (flags.collectives == "nccl") options.groups.collectives = Collectives::kNccl;
+  if (flags.collectives == "host") options.groups.collectives = Collectives::kHost;
   const int fair_threads = ThreadsPerRank(control);
   options.device.threads = flags.threads > 0 ? flags.threads : fair_threads;
   options.device.local_index = control.local_rank();
+  options.graphs = !flags.no_graphs;
+  if (control.rank() == 0) {
+    options.warn = [](const std::string& line) {
+      std::fprintf(stderr, "trireme: warning: %s\n", line.c_str());
+    };
+  }
   options.dtype = dtype;
   options.page_size = flags.page_size;
   options.max_num_batched_tokens = flags.max_num_batched_tokens;
@@ -163,22 +272,11 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(ControlPlane& control, const 
   if (demand.max_sequence_tokens > 0)
     options.max_model_len = std::min(limit, std::max<int64_t>(demand.max_sequence_tokens, 2));
   options.max_logit_rows = std::max(options.max_num_seqs, demand.logit_rows);
-  const DType storage = dtype.value_or(config->dtype);
-  if (!flags.kv_cache_memory.empty()) {
-    ASSIGN_OR_RETURN(const int64_t budget, ParseBytes("--kv-cache-memory", flags.kv_cache_memory));
-    int64_t per_token = 1;  // on the rank that holds most
-    for (const RankBytes& rank : PlanRankBytes(*config, topology, storage)) {
-      per_token = std::max(per_token, rank.kv_bytes_per_token);
-    }
-    const int64_t page_bytes = per_token * options.page_size;
-    if (budget < page_bytes) {
-      return UsageError(absl::StrCat("--kv-cache-memory ", flags.kv_cache_memory, ": one page of ",
-                                     options.page_size, " tokens takes ", page_bytes, " bytes"));
-    }
-    const int64_t useful = options.max_num_seqs *
-                           ((options.max_model_len + options.page_size - 1) / options.page_size);
-    options.num_pages = std::min(budget / page_bytes, useful);
-  }
+  ASSIGN_OR_RETURN(options.pp_split, ParseSplit(flags.pp_split));
+  if (absl::Status split = CheckSplit(*config, topology.pp_size, options.pp_split); !split.ok())
+    return UsageError(std::string(split.message()));
+  ASSIGN_OR_RETURN(options.num_pages, NumPages(flags, *config, topology, options));
+  ASSIGN_OR_RETURN(options.memory_limit, MemoryLimit(flags));
   // On a terminal only, and ended before anything else is printed.
   ProgressLine line;
   if (control.rank() == 0 && isatty(STDERR_FILENO) != 0) {
@@ -199,18 +297,38 @@ std::string DescribeBytesPerRank(const Worker& worker) {
   ByteWriter out;
   out.Put(worker.weight_bytes());
   out.Put(worker.kv_bytes());
-  int64_t weights = 0, kv = 0;
+  out.Put(worker.graph_stats().bytes);
+  int64_t weights = 0, kv = 0, graphs = 0;
   const std::vector<std::string> all = worker.control().Gather(out.Take());
   for (const std::string& bytes : all) {
     ByteReader in(bytes);
     weights = std::max(weights, in.Get<int64_t>());
     kv = std::max(kv, in.Get<int64_t>());
+    graphs = std::max(graphs, in.Get<int64_t>());
   }
   return absl::StrCat("weights ", HumanBytes(weights), " + KV ", HumanBytes(kv),
+                      graphs > 0 ? absl::StrCat(" + graphs ", HumanBytes(graphs)) : "",
                       all.size() > 1 ? " on the largest rank" : "");
 }
 
-absl::Status WriteOut(const std::string& text) {
+absl::Status WatchRanks(ControlPlane& control, const JobFlags& flags) {
+  if (flags.failure_timeout == 0.0) return absl::OkStatus();
+  FailureDetectorOptions options{.timeout_s = flags.failure_timeout, .record_dir = ""};
+  if (flags.flight_records != "none") {
+    const char* const temporary = std::getenv("TMPDIR");
+    std::string base = flags.flight_records;
+    if (base.empty()) base = temporary != nullptr && *temporary != '\0' ? temporary : "/tmp";
+    // The same for all ranks, and nobody else's: rank 0's process number at this second.
+    options.record_dir = absl::StrCat(
+        base, "/trireme-flight-",
+        absl::FormatTime("%Y%m%d-%H%M%S", absl::Now(), absl::LocalTimeZone()), "-", getpid());
+    control.Broadcast(&options.record_dir);
+  }
+  return control.Watch(options);
+}
+
+absl::Status WriteOut(ControlPlane& control, const std::string& text) {
+  const FlightRecorder::Outside outside(control.recorder());
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
     return absl::UnavailableError(
         absl::StrCat("standard output cannot be written: ", std::strerror(errno)));

@@ -1,0 +1,10 @@
+// Open MPI's settings for ranks that are all on this one machine, as launch/single_node.env has
+// them, for who types --ranks instead of mpirun.
+#pragma once
+
+namespace trireme {
+
+// Sets those that are for this machine and not set already. Before threads start.
+void SetSingleNodeEnvironment();
+
+}  // namespace trireme

@@ -1,0 +1,22 @@
+// The process that the user started when it starts the ranks itself: `trireme ... --ranks N` runs
+// the program again under mpirun on this machine, passes Ctrl-C on, and ends with the job's exit
+// status; with --max-restarts it also prints what the job produces, and starts the job again when a
+// rank has failed. Nothing outlives it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace trireme {
+
+struct SupervisorOptions {
+  int ranks = 0;
+  int max_restarts = 0;
+  bool json = false;                   // answers are JSON lines; so are those that never come
+  std::vector<std::string> arguments;  // of the ranks, without the program's name
+};
+
+// The exit status of the program.
+int RunSupervised(const SupervisorOptions& options);
+
+}  // namespace trireme
