@@ -3,7 +3,7 @@
 #   cmake -DSOURCE_DIR=<repository> -P layering_test.cmake
 set(layers launch runtime models parallel kernels)  # top first: each may include itself and those after it
 set(environment_files "launch/.*|parallel/mpi_environment\\.cc")
-set(mpi_files "parallel/(control_plane|mpi_communicator|mpi_environment|send_queue|shared_window)\\.cc|launch/doctor\\.cc")
+set(mpi_files "parallel/(control_plane|mpi_communicator|mpi_environment|send_queue|shared_window)\\.cc|launch/environment_collector\\.cc")
 set(forbidden_names "util|utils|common|misc|helper|helpers|base")
 set(max_lines 500)  # of what people read: a *_table.cc is data
 

@@ -3,17 +3,16 @@
 # tests NAME_np1, NAME_np2, ... Its main (tests/mpi_main.cc) all-reduces the verdict. Each test has a timeout.
 
 # Keeps Open MPI quick and quiet with more ranks than cores, and as root; nothing is needed from the user's environment.
-# Open MPI 5 reads some of it under PRTE_ names. launch/mpi_env.sh says what each is for.
-set(TRIREME_MPI_ENVIRONMENT
-    OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,vader
-    OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_rmaps_base_oversubscribe=1
-    OMPI_MCA_ess_singleton_isolated=1 PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1
-    PRTE_MCA_hwloc_default_binding_policy=none PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
-    OMP_WAIT_POLICY=passive GTEST_COLOR=no)
+include(${PROJECT_SOURCE_DIR}/cmake/single_node.cmake)
 find_program(TRIREME_SSH NAMES ssh rsh)
-if(NOT TRIREME_SSH)
-  list(APPEND TRIREME_MPI_ENVIRONMENT OMPI_MCA_plm_rsh_agent=/bin/false PRTE_MCA_plm_ssh_agent=/bin/false)
-endif()
+file(STRINGS /proc/self/status seccomp REGEX "^Seccomp:[ \t]*2")
+set(TRIREME_MPI_ENVIRONMENT OMPI_MCA_ess_singleton_isolated=1 GTEST_COLOR=no)
+foreach(setting IN LISTS TRIREME_SINGLE_NODE_SETTINGS)
+  string(REGEX MATCH "^(.*)[|](.*)[|](.*)$" setting "${setting}")
+  if(NOT CMAKE_MATCH_3 OR (CMAKE_MATCH_3 STREQUAL "no-remote-shell" AND NOT TRIREME_SSH) OR (CMAKE_MATCH_3 STREQUAL "seccomp" AND seccomp))
+    list(APPEND TRIREME_MPI_ENVIRONMENT "${CMAKE_MATCH_1}=${CMAKE_MATCH_2}")
+  endif()
+endforeach()
 
 # Without detect_stack_use_after_return: GCC 12's fake stacks do not align 64-byte vectors. What Open MPI itself leaks or synchronises out of a sanitizer's sight is listed in the suppression files.
 if(TRIREME_SANITIZE MATCHES "address")
@@ -37,10 +36,16 @@ elseif(TRIREME_SANITIZE MATCHES "thread")
        "TSAN_OPTIONS=ignore_noninstrumented_modules=1:suppressions='${PROJECT_SOURCE_DIR}/tests/tsan.supp'")
 endif()
 
+# Ends what hangs; not a measure of speed, so it leaves room for a loaded machine.
+set(TRIREME_TEST_TIMEOUT 180)
+if(TRIREME_SANITIZE)
+  set(TRIREME_TEST_TIMEOUT 600)
+endif()
+
 function(trireme_test name)
   cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;LIBRARIES" ${ARGN})
   if(NOT arg_TIMEOUT)
-    set(arg_TIMEOUT 120)
+    set(arg_TIMEOUT ${TRIREME_TEST_TIMEOUT})
   endif()
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE trireme_testing GTest::gtest_main ${arg_LIBRARIES})
@@ -53,7 +58,7 @@ endfunction()
 function(trireme_mpi_test name)
   cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;RANKS;LIBRARIES" ${ARGN})
   if(NOT arg_TIMEOUT)
-    set(arg_TIMEOUT 120)
+    set(arg_TIMEOUT ${TRIREME_TEST_TIMEOUT})
   endif()
   add_executable(${name} ${arg_SOURCES} ${PROJECT_SOURCE_DIR}/tests/parallel/mpi_main.cc)
   target_link_libraries(${name} PRIVATE trireme_testing MPI::MPI_CXX ${arg_LIBRARIES})

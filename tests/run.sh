@@ -32,6 +32,7 @@ report_skipped() {
       report(test ": " $0 (reason == "" ? "" : ": " reason)); reading = 0; next
     }
     reading && NF { reason = reason == "" ? $0 : reason " " $0; next }
+    /^SKIPPED: / { report(test ": " substr($0, 10)); next }
     /YOU HAVE [0-9]+ DISABLED TEST/ { report(test ": " $3 " disabled cases") }
     /^Disabled$|^Test not run|^Unable to find executable/ { report(test ": " $0) }
   ' "$log"
@@ -59,7 +60,7 @@ while (($#)); do
   shift
 done
 
-install_packages "${TRIREME_PACKAGES[@]}" || exit 1
+install_packages "${TRIREME_PACKAGES[@]}" "${TRIREME_TEST_PACKAGES[@]}" || exit 1
 say "Building preset $preset in build/$preset with $(build_jobs) jobs."
 build_start=$SECONDS
 build_preset "$preset" -DTRIREME_BUILD_TESTS=ON "${definitions[@]}" || die "The build failed; see above."

@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cuda_module.h"
 #if defined(TRIREME_HOST_CUDA)
 #include "tests/host_cuda/device.h"
 #endif
@@ -49,7 +50,9 @@ TestDevice::TestDevice(const DeviceCase& device_case) {
   if (device_case.host_cuda) device_ = NewHostCudaDevice();
 #endif
   if (device_ == nullptr) {
-    auto device = OpenDevice({.name = "cpu", .threads = device_case.threads});
+    auto device = OpenDevice({.name = device_case.cuda ? "cuda" : "cpu",
+                              .threads = device_case.threads,
+                              .host_readable = device_case.cuda});
     CHECK(device.ok()) << device.status().ToString();
     device_ = std::move(device).value();
   }
@@ -84,6 +87,7 @@ std::vector<DeviceCase> DeviceCases() {
 #if defined(TRIREME_HOST_CUDA)
   cases.push_back({.threads = 1, .isa = 0, .name = "host_cuda", .host_cuda = true});
 #endif
+  if (CudaDeviceCount() > 0) cases.push_back({.name = "cuda", .cuda = true});
   return cases;
 }
 
@@ -153,10 +157,22 @@ void ExpectSameBits(ConstTensorView actual, ConstTensorView expected) {
   }
 }
 
+std::string ModelTestDevice() {
+  const char* name = std::getenv("TRIREME_TEST_DEVICE");
+  return name == nullptr ? "cpu" : name;
+}
+std::string ModelTestCollectives() {
+  const char* name = std::getenv("TRIREME_TEST_COLLECTIVES");
+  return name == nullptr ? "auto" : name;
+}
+
 std::string GoldenModel(const std::string& name) {
   const std::string root = TRIREME_SOURCE_DIR;
+  std::error_code ignored;
+  const auto program = std::filesystem::read_symlink("/proc/self/exe", ignored);
+  const std::string bundle = program.parent_path().parent_path().string() + "/models/";
   for (const std::string& folder :
-       {root + "/examples/models/", root + "/tests/golden/", root + "/../shared/models/"}) {
+       {bundle, root + "/examples/models/", root + "/tests/golden/", root + "/../shared/models/"}) {
     if (std::filesystem::exists(folder + name)) return folder + name;
   }
   ADD_FAILURE() << "golden model " << name

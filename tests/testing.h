@@ -25,9 +25,12 @@ struct DeviceCase {
   int isa = 0;
   std::string name;
   bool host_cuda = false;
+  bool cuda = false;  // the GPU itself, where there is one
+  bool gpu() const { return host_cuda || cuda; }
 };
-// All instruction sets of this processor with two threads, the best one with one, and the emulator
-// where the build found CUDA's headers.
+// All instruction sets of this processor with two threads, the best one with one, the emulator
+// where the build found CUDA's headers, and the GPU where the CUDA module lies beside the program
+// and finds one (CUDA_LAUNCH_BLOCKING=1 must be set: tests look at results without waiting).
 std::vector<DeviceCase> DeviceCases();
 
 // A device under test and its stream.
@@ -83,8 +86,13 @@ void ExpectClose(ConstTensorView actual, const std::vector<double>& expected, in
                  double magnitude);
 void ExpectSameBits(ConstTensorView actual, ConstTensorView expected);
 
-// Directory of a golden model: examples/models, tests/golden, or shared/models beside the
-// repository. Fails the test when it is nowhere.
+// The device whole models are tested on, and how its ranks talk: what TRIREME_TEST_DEVICE and
+// TRIREME_TEST_COLLECTIVES say (tests/gpu.sh sets them), else "cpu" and "auto".
+std::string ModelTestDevice();
+std::string ModelTestCollectives();
+
+// Directory of a golden model: models beside the program's folder (a bundle), examples/models,
+// tests/golden, or shared/models beside the repository. Fails the test when it is nowhere.
 std::string GoldenModel(const std::string& name);
 
 // A directory that lives as long as the object.

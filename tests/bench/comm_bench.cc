@@ -117,7 +117,7 @@ double Measure(Bench& bench, const std::string& op, int64_t bytes, double second
 }
 
 void Run(ControlPlane& world, const Options& options) {
-  const auto comm = NewMpiCommunicator(world, 0, !options.messages_only);
+  const auto comm = NewMpiCommunicator(world, 0, {.use_shared_memory = !options.messages_only});
   const DType dtype = options.dtype == "f32"    ? DType::kF32
                       : options.dtype == "bf16" ? DType::kBF16
                                                 : DType::kF16;

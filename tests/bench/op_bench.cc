@@ -1,8 +1,10 @@
 // Ops at the shapes of a 1.2 B parameter Llama (hidden 2048, intermediate 8192, 32 query and 8 kv
 // heads of 64, vocabulary 128256, bf16): GB/s and GFLOP/s by the costs of ops.h, and % of what the
 // same run measured the machine to be able to.
-// --threads N before Google Benchmark's own flags; default: all cores. With oneDNN at hand, its
-// matmul too, for contest.
+// --device cpu|cuda and --threads N before Google Benchmark's own flags; default: the CPU with all
+// cores. With oneDNN at hand, its matmul too, for contest.
+#include "tests/bench/op_bench.h"
+
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -12,53 +14,43 @@
 #include <string>
 #include <vector>
 
-#include "kernels/cpu/ceilings.h"
+#include "absl/strings/str_cat.h"
 #include "kernels/cpu/isa.h"
-#include "kernels/device.h"
-#include "kernels/ops.h"
+#include "kernels/mol_ops.h"
 #if defined(TRIREME_BENCH_ONEDNN)
 #include <oneapi/dnnl/dnnl.hpp>
 #endif
 
 namespace trireme {
-namespace {
 
-struct Bench {
-  std::unique_ptr<Device> device;
-  std::unique_ptr<Stream> stream;
-  CpuCeilings ceilings;
-};
 Bench* bench = nullptr;
 
-template <typename T>
-T Ok(absl::StatusOr<T> result) {
-  CHECK(result.ok()) << result.status().ToString();
-  return std::move(result).value();
-}
-
-// Small values of either sign, so that no matmul overflows or meets denormals.
-Tensor Filled(DType dtype, Shape shape) {
-  Tensor tensor = Ok(Tensor::Create(*bench->device, dtype, shape));
-  const int64_t n = shape.elements();
+std::vector<char> FillHost(DType dtype, int64_t n) {
+  std::vector<char> bytes(static_cast<size_t>(n) * SizeOf(dtype));
   for (int64_t i = 0; i < n; ++i) {
     const float value = static_cast<float>(i * 2654435761 % 1021 - 510) / 1024.0f;
-    if (dtype == DType::kF32) tensor.view().as<float>()[i] = value;
-    if (dtype == DType::kBF16) tensor.view().as<BF16>()[i] = FromFloat<BF16>(value);
-    if (dtype == DType::kF16) tensor.view().as<F16>()[i] = FromFloat<F16>(value);
+    if (dtype == DType::kF32) reinterpret_cast<float*>(bytes.data())[i] = value;
+    if (dtype == DType::kBF16) reinterpret_cast<BF16*>(bytes.data())[i] = FromFloat<BF16>(value);
+    if (dtype == DType::kF16) reinterpret_cast<F16*>(bytes.data())[i] = FromFloat<F16>(value);
   }
-  return tensor;
+  return bytes;
 }
 
-Tensor Integers(const std::vector<int32_t>& values) {
-  Tensor tensor =
-      Ok(Tensor::Create(*bench->device, DType::kI32, {static_cast<int64_t>(values.size())}));
-  std::memcpy(tensor.view().data, values.data(), values.size() * 4);
+Tensor Upload(DType dtype, Shape shape, const void* data) {
+  Tensor tensor = Ok(Tensor::Create(*bench->device, dtype, shape));
+  bench->stream->Copy(tensor.view().data, data, static_cast<size_t>(tensor.view().bytes()));
+  CHECK(bench->stream->Synchronize().ok());
   return tensor;
+}
+Tensor Filled(DType dtype, Shape shape) {
+  return Upload(dtype, shape, FillHost(dtype, shape.elements()).data());
+}
+Tensor Integers(const std::vector<int32_t>& values) {
+  return Upload(DType::kI32, {static_cast<int64_t>(values.size())}, values.data());
 }
 
 void Report(benchmark::State& state, const OpCost& cost, DType dtype) {
-  const double peak =
-      dtype == DType::kBF16 ? bench->ceilings.matmul_flops_bf16 : bench->ceilings.matmul_flops_f32;
+  const double peak = bench->ceilings.MatMulFlops(dtype);
   const double runs = static_cast<double>(state.iterations());
   const auto rate = benchmark::Counter::kIsRate;
   state.counters["GB/s"] = benchmark::Counter(cost.bytes * runs / 1e9, rate);
@@ -67,6 +59,8 @@ void Report(benchmark::State& state, const OpCost& cost, DType dtype) {
       benchmark::Counter(100 * cost.bytes * runs / bench->ceilings.read_bytes_per_s, rate);
   state.counters["%peak"] = benchmark::Counter(100 * cost.flops * runs / peak, rate);
 }
+
+namespace {
 
 // As many copies as no cache holds, where the weights are what is moved: a model does not read a
 // matrix twice a step.
@@ -79,13 +73,17 @@ int64_t Copies(int64_t rows, int64_t weight_bytes) {
 void MatMulBench(benchmark::State& state, DType dtype, int64_t n, int64_t k) {
   const int64_t rows = state.range(0),
                 copies = Copies(rows, n * k * static_cast<int64_t>(SizeOf(dtype)));
-  const Tensor x = Filled(dtype, {rows, k}), weight = Filled(dtype, {n, k});
+  const Tensor x = Filled(dtype, {rows, k});
+  const std::vector<char> weight = FillHost(dtype, n * k);
   const Tensor y = Ok(Tensor::Create(*bench->device, dtype, {rows, n}));
   std::vector<std::unique_ptr<LinearWeight>> weights;
-  for (int64_t i = 0; i < copies; ++i)
-    weights.push_back(Ok(PackLinear(*bench->stream, weight.view(), dtype)));
+  for (int64_t i = 0; i < copies; ++i) {
+    weights.push_back(
+        Ok(PackLinear(*bench->stream, ConstTensorView(weight.data(), dtype, {n, k}), dtype)));
+  }
   int64_t next = 0;
-  for (auto _ : state) MatMul(*bench->stream, x.view(), *weights[next++ % copies], {}, y.view());
+  Measure(state,
+          [&] { MatMul(*bench->stream, x.view(), *weights[next++ % copies], {}, y.view()); });
   Report(state, MatMulCost(rows, n, k, dtype, dtype), dtype);
 }
 
@@ -130,12 +128,13 @@ void OneDnnBench(benchmark::State& state, DType dtype, int64_t n, int64_t k) {
 #endif
 
 void AttentionBench(benchmark::State& state, DType dtype) {
-  constexpr int64_t kQHeads = 32, kKvHeads = 8, kHeadDim = 64, kPageSize = 16;
-  const int64_t q_len = state.range(0), kv_len = state.range(1), sequences = state.range(2);
+  constexpr int64_t kQHeads = 32, kKvHeads = 8, kPageSize = 16;
+  const int64_t q_len = state.range(0), kv_len = state.range(1), sequences = state.range(2),
+                head_dim = state.range(3);
   const int64_t pages = (kv_len + kPageSize - 1) / kPageSize;
-  const Tensor q = Filled(dtype, {sequences * q_len, kQHeads * kHeadDim});
-  const Tensor k = Filled(dtype, {sequences * pages, kPageSize, kKvHeads, kHeadDim});
-  const Tensor v = Filled(dtype, {sequences * pages, kPageSize, kKvHeads, kHeadDim});
+  const Tensor q = Filled(dtype, {sequences * q_len, kQHeads * head_dim});
+  const Tensor k = Filled(dtype, {sequences * pages, kPageSize, kKvHeads, head_dim});
+  const Tensor v = Filled(dtype, {sequences * pages, kPageSize, kKvHeads, head_dim});
   const Tensor out = Ok(Tensor::Create(*bench->device, dtype, q.view().shape));
   std::vector<int32_t> cu = {0}, lens, table;
   for (int64_t s = 0; s < sequences; ++s) {
@@ -147,28 +146,95 @@ void AttentionBench(benchmark::State& state, DType dtype) {
                table_tensor = Integers(table);
   const PagedKv kv{k.view(), v.view(),
                    ConstTensorView(table_tensor.view().data, DType::kI32, {sequences, pages})};
-  for (auto _ : state) {
-    PagedAttention(*bench->stream, q.view(), kv, cu_tensor.view(), len_tensor.view(), {0.125f, 0},
+  AttentionShape shape{.scale = 0.125f, .min_q_len = q_len, .max_q_len = q_len};
+  const int64_t bytes = AttentionWorkspaceBytes(*bench->stream, {.dtype = dtype,
+                                                                 .sequences = sequences,
+                                                                 .q_heads = kQHeads,
+                                                                 .kv_heads = kKvHeads,
+                                                                 .head_dim = head_dim,
+                                                                 .max_kv_len = pages * kPageSize});
+  Tensor workspace;
+  if (bytes > 0) workspace = Ok(Tensor::Create(*bench->device, DType::kU8, {bytes}));
+  shape.workspace = workspace.view();
+  Measure(state, [&] {
+    PagedAttention(*bench->stream, q.view(), kv, cu_tensor.view(), len_tensor.view(), shape,
                    out.view());
-  }
-  OpCost cost = PagedAttentionCost(q_len, kv_len, kQHeads, kKvHeads, kHeadDim, dtype);
+  });
+  OpCost cost = PagedAttentionCost(q_len, kv_len, kQHeads, kKvHeads, head_dim, dtype);
   cost.flops *= static_cast<double>(sequences);
   cost.bytes *= static_cast<double>(sequences);
-  Report(state, cost, DType::kF32);  // scores and sums are float multiply-adds
+  // On the CPU scores and sums are float multiply-adds, whatever the type.
+  Report(state, cost, bench->device->spec().host_memory ? DType::kF32 : dtype);
 }
 
-void RmsNormBench(benchmark::State& state, DType dtype, int64_t hidden) {
-  const Tensor x = Filled(dtype, {state.range(0), hidden}), weight = Filled(dtype, {hidden});
-  const Tensor out = Ok(Tensor::Create(*bench->device, dtype, {state.range(0), hidden}));
-  for (auto _ : state) RmsNorm(*bench->stream, x.view(), weight.view(), 1e-5f, out.view());
-  Report(state, RmsNormCost(state.range(0), hidden, dtype), DType::kF32);
+// Exact search for the 100 best: every pair goes through the gate. 8x4 components of 64.
+void MolSearchBench(benchmark::State& state, MolStorage storage) {
+  const MolShape shape{.query_components = 8,
+                       .item_components = 4,
+                       .component_dim = 64,
+                       .cross_hidden = 128,
+                       .temperature = 0.05f};
+  constexpr int64_t kChunk = 1 << 14, kBest = 100;
+  const int64_t items = state.range(0), batch = state.range(1), logits = shape.logits();
+  Stream& stream = *bench->stream;
+  const std::vector<char> weights = FillHost(DType::kF32, shape.cross_hidden * logits);
+  const auto host = [&](Shape dims) { return ConstTensorView(weights.data(), DType::kF32, dims); };
+  const auto gate = Ok(PackMolGate(stream, shape,
+                                   {.w1 = host({shape.cross_hidden, logits}),
+                                    .b1 = host({shape.cross_hidden}),
+                                    .w2 = host({logits, shape.cross_hidden}),
+                                    .b2 = host({logits})}));
+  const Tensor queries = Filled(DType::kF32, {batch, 8 * 64});
+  const Tensor rows = Filled(DType::kF32, {kChunk, 4 * 64});
+  L2Normalize(stream, queries.view(), 64, 1e-6f);
+  L2Normalize(stream, rows.view(), 64, 1e-6f);
+  const Tensor query_gates = Filled(DType::kF32, {batch, logits});
+  const Tensor row_gates = Filled(DType::kF32, {kChunk, logits});
+  // Bytes enough for any storage.
+  const Tensor components = Ok(Tensor::Create(*bench->device, DType::kF32, {items, 4 * 64}));
+  const Tensor scales = Ok(Tensor::Create(*bench->device, DType::kBF16, {items, 4}));
+  const Tensor gates = Ok(Tensor::Create(*bench->device, DType::kF32, {items, logits}));
+  std::vector<int32_t> numbers(items);
+  for (int64_t i = 0; i < items; ++i) numbers[i] = static_cast<int32_t>(i);
+  const Tensor order = Integers(numbers);
+  const MolTableView table{.storage = storage,
+                           .slots = items,
+                           .components = components.view().data,
+                           .scales = scales.view().as<BF16>(),
+                           .gates = gates.view().data,
+                           .order = order.view().as<uint32_t>()};
+  for (int64_t i = 0; i < items; i += kChunk) {
+    MolStore(stream, shape, rows.view(), row_gates.view(), order.view().Rows(i, kChunk), table);
+  }
+  const Tensor masks = Integers(std::vector<int32_t>(items / kMolBlockRows, -1));
+  const Tensor query_mask = Integers(std::vector<int32_t>(batch, 0));
+  MolAllowed allowed;
+  allowed.masks = ConstTensorView(masks.view().data, DType::kI32, {1, items / kMolBlockRows});
+  allowed.query_mask = query_mask.view();
+  const Tensor keys = Ok(Tensor::Create(*bench->device, DType::kI64, {batch, kBest}));
+  const Tensor slots = Ok(Tensor::Create(*bench->device, DType::kI32, {batch, kBest}));
+  Measure(state, [&] {
+    MolSearch(stream, *gate, {queries.view(), query_gates.view()}, table, allowed, /*prune=*/false,
+              {keys.view(), slots.view()}, nullptr);
+  });
+  // On the CPU all arithmetic is f32.
+  const bool f32 = bench->device->spec().host_memory || storage == MolStorage::kF32;
+  Report(state, MolScoreCost(shape, storage, items, items * batch),
+         f32 ? DType::kF32 : DType::kBF16);
 }
 
-void SiluBench(benchmark::State& state, DType dtype, int64_t intermediate) {
-  const Tensor gate_up = Filled(dtype, {state.range(0), 2 * intermediate});
-  const Tensor out = Ok(Tensor::Create(*bench->device, dtype, {state.range(0), intermediate}));
-  for (auto _ : state) SiluAndMul(*bench->stream, gate_up.view(), out.view());
-  Report(state, SiluAndMulCost(state.range(0), intermediate, dtype), DType::kF32);
+void RegisterMolSearch() {
+  const int64_t items = bench->device->spec().host_memory ? 1 << 15 : 1 << 20;
+  for (const auto& [name, storage] : {std::pair{"f32", MolStorage::kF32},
+                                      {"bf16", MolStorage::kBF16},
+                                      {"int8", MolStorage::kInt8}}) {
+    benchmark::RegisterBenchmark((std::string("mol_search/") + name).c_str(), MolSearchBench,
+                                 storage)
+        ->Args({items, 1})
+        ->Args({items, 8})
+        ->Args({items, 32})
+        ->UseRealTime();
+  }
 }
 
 void RegisterMatMuls() {
@@ -201,48 +267,68 @@ void RegisterMatMuls() {
   }
 }
 
-void RegisterOthers() {
+void RegisterAttention() {
   for (DType dtype : {DType::kBF16, DType::kF32}) {
     const std::string name = Name(dtype);
     benchmark::RegisterBenchmark(("attention/" + name).c_str(), AttentionBench, dtype)
-        ->Args({1, 512, 1})
-        ->Args({1, 4096, 8})
-        ->Args({512, 512, 1})
-        ->Args({512, 4096, 1})
+        ->Args({1, 512, 1, 64})
+        ->Args({1, 4096, 8, 64})
+        ->Args({512, 512, 1, 64})
+        ->Args({512, 4096, 1, 64})
         ->UseRealTime();
-    benchmark::RegisterBenchmark(("rms_norm/" + name).c_str(), RmsNormBench, dtype, 2048)
-        ->Arg(1)
-        ->Arg(512)
-        ->UseRealTime();
-    benchmark::RegisterBenchmark(("rms_norm_tiny/" + name).c_str(), RmsNormBench, dtype, 64)
-        ->Arg(1)
-        ->UseRealTime();
-    benchmark::RegisterBenchmark(("silu_and_mul/" + name).c_str(), SiluBench, dtype, 8192)
-        ->Arg(1)
-        ->Arg(512)
-        ->UseRealTime();
+    if (!bench->device->spec().host_memory) {
+      benchmark::RegisterBenchmark(("attention/" + name).c_str(), AttentionBench, dtype)
+          ->Args({1, 8192, 64, 128})
+          ->Args({16384, 16384, 1, 128})
+          ->UseRealTime();
+    }
   }
 }
 
+// The hot loops of a smaller processor than this one: generic, avx2, avx512, avx512_bf16.
+bool UseIsaNamed(const char* name) {
+  for (int i = 0; i < cpu::IsaCount(); ++i) {
+    if (std::strcmp(cpu::IsaAt(i).name, name) == 0) return cpu::UseIsa(i), true;
+  }
+  std::fprintf(stderr, "--isa %s: this processor has", name);
+  for (int i = 0; i < cpu::IsaCount(); ++i) std::fprintf(stderr, " %s", cpu::IsaAt(i).name);
+  std::fputc('\n', stderr);
+  return false;
+}
+
 int Main(int argc, char** argv) {
-  int threads = 0;
-  if (argc >= 3 && std::strcmp(argv[1], "--threads") == 0) {
-    threads = std::atoi(argv[2]);
+  DeviceOptions options;
+  while (argc >= 3 && argv[1][0] == '-' && argv[1][1] == '-') {
+    if (std::strcmp(argv[1], "--threads") == 0) {
+      options.threads = std::atoi(argv[2]);
+    } else if (std::strcmp(argv[1], "--device") == 0) {
+      options.name = argv[2];
+    } else if (std::strcmp(argv[1], "--isa") == 0) {
+      if (!UseIsaNamed(argv[2])) return 2;
+    } else {
+      break;
+    }
     argv[2] = argv[0];
     argc -= 2;
     argv += 2;
   }
   Bench state;
-  state.device = Ok(OpenDevice({.name = "cpu", .threads = threads}));
+  state.device = Ok(OpenDevice(options));
   state.stream = Ok(state.device->NewStream());
-  state.ceilings = Ok(MeasureCpuCeilings(*state.stream));
+  state.ceilings = Ok(MeasureCeilings(*state.stream));
   bench = &state;
-  std::printf("%s, %d threads: read %.1f GB/s, f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s\n",
-              cpu::BestIsa().name, state.device->spec().threads,
+  const DeviceSpec& spec = state.device->spec();
+  const std::string name = spec.host_memory
+                               ? absl::StrCat(cpu::BestIsa().name, ", ", spec.threads,
+                                              spec.threads == 1 ? " thread" : " threads")
+                               : spec.name;
+  std::printf("%s: read %.1f GB/s, f32 %.0f, bf16 %.0f, f16 %.0f GFLOP/s\n", name.c_str(),
               state.ceilings.read_bytes_per_s / 1e9, state.ceilings.matmul_flops_f32 / 1e9,
-              state.ceilings.matmul_flops_bf16 / 1e9);
+              state.ceilings.matmul_flops_bf16 / 1e9, state.ceilings.matmul_flops_f16 / 1e9);
   RegisterMatMuls();
-  RegisterOthers();
+  RegisterAttention();
+  RegisterRowOps();
+  RegisterMolSearch();
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   benchmark::RunSpecifiedBenchmarks();

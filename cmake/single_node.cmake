@@ -1,0 +1,10 @@
+# launch/single_node.env as a list of NAME|VALUE|WHEN.
+set_property(DIRECTORY ${PROJECT_SOURCE_DIR} APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/launch/single_node.env)
+file(STRINGS ${PROJECT_SOURCE_DIR}/launch/single_node.env lines REGEX "^[A-Z]")
+set(TRIREME_SINGLE_NODE_SETTINGS "")
+foreach(line IN LISTS lines)
+  if(NOT line MATCHES "^([A-Z][A-Za-z0-9_]*) ([^ ;|]+)( ([a-z-]+))?$")
+    message(FATAL_ERROR "launch/single_node.env: not NAME VALUE [WHEN]: ${line}")
+  endif()
+  list(APPEND TRIREME_SINGLE_NODE_SETTINGS "${CMAKE_MATCH_1}|${CMAKE_MATCH_2}|${CMAKE_MATCH_4}")
+endforeach()

@@ -1,0 +1,58 @@
+// What the sources of op_bench share: the device under test, operands on it, the timed loop and
+// the report. A process has one thread that benches.
+#pragma once
+
+#include <benchmark/benchmark.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/ceilings.h"
+#include "kernels/check.h"
+#include "kernels/device.h"
+#include "kernels/ops.h"
+
+namespace trireme {
+
+struct Bench {
+  std::unique_ptr<Device> device;
+  std::unique_ptr<Stream> stream;
+  Ceilings ceilings;
+};
+extern Bench* bench;  // set by main before anything is registered
+
+template <typename T>
+T Ok(absl::StatusOr<T> result) {
+  CHECK(result.ok()) << result.status().ToString();
+  return std::move(result).value();
+}
+
+// Small values of either sign, so that no matmul overflows or meets denormals.
+std::vector<char> FillHost(DType dtype, int64_t n);
+Tensor Upload(DType dtype, Shape shape, const void* data);
+Tensor Filled(DType dtype, Shape shape);
+Tensor Integers(const std::vector<int32_t>& values);
+
+// Runs `op` for the benchmark; a queue is kept filled, and waited for at the end.
+template <typename Op>
+void Measure(benchmark::State& state, Op&& op) {
+  constexpr int kBatch = 20;
+  op();
+  CHECK(bench->stream->Synchronize().ok());
+  while (state.KeepRunningBatch(kBatch)) {
+    for (int i = 0; i < kBatch; ++i) op();
+    CHECK(bench->stream->Synchronize().ok());
+  }
+}
+
+// Rates by `cost`, and % of the ceilings; `dtype` is what the arithmetic is done in.
+void Report(benchmark::State& state, const OpCost& cost, DType dtype);
+
+// Norms, activations, sums, look-ups, penalties (op_bench_rows.cc).
+void RegisterRowOps();
+
+}  // namespace trireme
