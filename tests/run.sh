@@ -3,6 +3,8 @@
 #   --preset NAME   cpu (default), asan or tsan: which build of CMakePresets.json
 #   --filter REGEX  only the tests whose ctest name matches
 #   --werror        warnings are errors (what CI does)
+#   --second-try    a test that fails runs once more, and is named at the end (what CI does: its machines are shared, and
+#                   tests of what happens within seconds can meet a stall)
 #   --help          this text
 # Installs missing packages first when it may. At the end: what was skipped and why, and ctest's closing line. The exit
 # status is 0 when every test passed.
@@ -38,8 +40,20 @@ report_skipped() {
   ' "$log"
 }
 
+# Prints the tests that failed and then passed.
+report_second_tries() {
+  awk '
+    match($0, /Test +#[0-9]+: [^ ]+/) {
+      name = substr($0, RSTART, RLENGTH); sub(/.*: /, "", name)
+      if (/\*\*\*/ && !/\*\*\*Skipped/) failed[name] = 1
+      else if (/ Passed / && failed[name]) print "  " name
+    }
+  ' "$1"
+}
+
 preset=cpu
 filter=()
+repeat=()
 definitions=()
 while (($#)); do
   case $1 in
@@ -54,6 +68,7 @@ while (($#)); do
       shift
       ;;
     --werror) definitions+=(-DTRIREME_WARNINGS_AS_ERRORS=ON) ;;
+    --second-try) repeat=(--repeat until-pass:2) ;;
     --help | -h) usage; exit 0 ;;
     *) say "Unknown option $1."; usage; exit 2 ;;
   esac
@@ -72,7 +87,8 @@ mkdir -p "$folder"
 output="$folder/run.txt"
 status=0
 # A multi-rank test claims a core per rank; where there are fewer it runs alone.
-ctest --test-dir "build/$preset" --output-on-failure --no-tests=error --parallel "$(nproc)" "${filter[@]}" </dev/null |
+ctest --test-dir "build/$preset" --output-on-failure --no-tests=error --parallel "$(nproc)" "${filter[@]}" \
+  "${repeat[@]}" </dev/null |
   tee "$output" || status=$?
 
 log="$folder/LastTest.log"
@@ -82,5 +98,7 @@ if [[ -n "$skipped" ]]; then
 else
   printf '\nNothing was skipped.\n\n'
 fi
+second_tries=$(report_second_tries "$output")
+[[ -z "$second_tries" ]] || printf 'Failed once, and passed when run again:\n%s\n\n' "$second_tries"
 grep -E '^[0-9]+% tests passed' "$output" || true
 exit "$status"
