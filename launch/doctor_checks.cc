@@ -45,15 +45,20 @@ Findings CheckNumbers(const Environment& environment) {
   return findings;
 }
 
-// MPI_Init would end with a page about components.
+// MPI_Init would end with a page about components, or crash.
 Findings CheckComponents(const Environment& environment) {
   Findings findings;
   for (const auto& [variable, name] : environment.absent_mpi_components) {
-    findings.push_back(
-        Error("garbage-variable",
-              absl::StrCat(variable, " names \"", absl::CHexEscape(name.substr(0, 40)),
-                           "\", which this Open MPI does not have: unset ", variable,
-                           ", or name others of its components (ompi_info lists them)")));
+    const bool folder = variable == "OPAL_PREFIX";
+    const char* const info = absl::StartsWith(variable, "PMIX_") ? "pmix_info" : "ompi_info";
+    findings.push_back(Error(
+        "garbage-variable",
+        absl::StrCat(
+            variable, " names \"", absl::CHexEscape(name.substr(0, 40)), "\", ",
+            folder ? "which does not exist: unset " : "which this Open MPI does not have: unset ",
+            variable,
+            folder ? ""
+                   : absl::StrCat(", or name others of its components (", info, " lists them)"))));
   }
   return findings;
 }

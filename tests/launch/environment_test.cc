@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "absl/strings/str_cat.h"
 #include "tests/launch/recorded.h"
 #include "tests/testing.h"
 
@@ -225,6 +226,18 @@ TEST(CollectEnvironment, LooksForTheComponentsThatMpiIsAskedFor) {
   if (CollectEnvironment({}).mpi_loaded[0] == '4') expected["OMPI_MCA_rmaps"] = "banana";
   EXPECT_EQ(absent("", ""), expected);
   for (const char* name : {"OMPI_MCA_shmem", "OMPI_MCA_rmaps", "OMPI_MCA_mtl"}) unsetenv(name);
+  // PMIx takes any of a list; it crashes without one, in some frameworks.
+  setenv("PMIX_MCA_gds", "banana,hash", 1);
+  setenv("PMIX_MCA_psec", "^banana", 1);
+  setenv("PMIX_MCA_pshmem", "mango,banana", 1);
+  setenv("PMIX_MCA_plog", "banana", 1);
+  setenv("PMIX_MCA_mca_base_component_show_load_errors", "0", 1);
+  setenv("OPAL_PREFIX", "/nowhere", 1);
+  EXPECT_EQ(absent("", ""), (Absent{{"PMIX_MCA_pshmem", "mango"}, {"OPAL_PREFIX", "/nowhere"}}));
+  setenv("OPAL_PREFIX", "/usr", 1);
+  for (const char* name : {"gds", "psec", "pshmem", "plog"})
+    unsetenv(absl::StrCat("PMIX_MCA_", name).c_str());
+  EXPECT_EQ(absent("", ""), Absent());
   // A vendor's, in a folder that the user names.
   const std::string folder = testing::TempDir() + "/components";
   std::filesystem::create_directory(folder);
