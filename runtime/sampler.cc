@@ -7,6 +7,7 @@
 #include "kernels/sampling.h"
 #include "kernels/status.h"
 #include "runtime/sampler_row.h"
+#include "runtime/timer.h"
 
 namespace trireme {
 
@@ -91,15 +92,7 @@ class Sampler::DeviceVisit {
     RETURN_IF_ERROR(Plan(stream));
     WriteInputs();
     s_.inputs_.ToDevice(stream);
-    if (Raw()) Summarize(stream, raw_);
-    if (penalties_ > 0) PenalizeLogits(stream, logits_, places_, amounts_, before_);
-    if (visit_.candidates > 0) Summarize(stream, scored_);
-    if (visit_.draw != Visit::kNoDraw) {
-      DrawTokens(stream, logits_, seeds_, limits_, s_.vocabulary_.begin, keys_, drawn_scores_,
-                 drawn_);
-    }
-    s_.outputs_.ToHost(stream);
-    RETURN_IF_ERROR(stream.Synchronize());
+    RETURN_IF_ERROR(RunOps(stream));
     ReadOutputs();
     return absl::OkStatus();
   }
@@ -111,6 +104,19 @@ class Sampler::DeviceVisit {
   };
   bool Raw() const { return visit_.raw_candidates > 0 || visit_.raw_terms; }
   int64_t R() const { return static_cast<int64_t>(rows_.size()); }
+
+  absl::Status RunOps(Stream& stream) {
+    const Timer timer(s_.op_seconds_);
+    if (Raw()) Summarize(stream, raw_);
+    if (penalties_ > 0) PenalizeLogits(stream, logits_, places_, amounts_, before_);
+    if (visit_.candidates > 0) Summarize(stream, scored_);
+    if (visit_.draw != Visit::kNoDraw) {
+      DrawTokens(stream, logits_, seeds_, limits_, s_.vocabulary_.begin, keys_, drawn_scores_,
+                 drawn_);
+    }
+    s_.outputs_.ToHost(stream);
+    return stream.Synchronize();
+  }
 
   absl::Status Plan(Stream& stream) {
     Staging &in = s_.inputs_, &out = s_.outputs_;

@@ -51,6 +51,8 @@ class Sampler {
   absl::Status Reserve(Device& device, int64_t rows, int64_t tokens);
   static int64_t ReservedBytes(int64_t rows);
   int64_t device_bytes() const { return inputs_.bytes() + outputs_.bytes(); }
+  // Spent in the device's ops so far, up to the end of the wait for them.
+  double op_seconds() const { return op_seconds_; }
 
   struct Candidate {
     float score = 0.0f;  // after penalties, before temperature
@@ -102,6 +104,7 @@ class Sampler {
   std::vector<char> send_, receive_;
   std::vector<RowState> states_;   // of as many rows as a call has had
   std::vector<ShardView> shards_;  // of one row, by rank
+  double op_seconds_ = 0.0;
 };
 
 }  // namespace trireme

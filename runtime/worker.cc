@@ -1,7 +1,6 @@
 #include "runtime/worker.h"
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -11,23 +10,9 @@
 #include "models/memory_plan.h"
 #include "parallel/timed_communicator.h"
 #include "runtime/decode_graphs.h"
+#include "runtime/timer.h"
 
 namespace trireme {
-namespace {
-
-// Adds its own lifetime.
-class Timer {
- public:
-  explicit Timer(double& seconds) : seconds_(seconds) {}
-  ~Timer() { seconds_ += std::chrono::duration<double>(Clock::now() - begin_).count(); }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  double& seconds_;
-  const Clock::time_point begin_ = Clock::now();
-};
-
-}  // namespace
 
 Worker::~Worker() = default;
 

@@ -92,9 +92,9 @@ class Worker {
   int64_t kv_bytes() const { return kv_.bytes(); }
   int64_t checkpoint_bytes_read() const { return checkpoint_bytes_read_; }
   DType dtype() const { return *options_.dtype; }
-  // Spent in the model's ops so far, the sums over tensor-parallel ranks included: what is left of
-  // a step's time is the cost of everything around them.
-  double op_seconds() const { return op_seconds_; }
+  // Spent in the model's and the sampler's ops so far, the sums over tensor-parallel ranks
+  // included: what is left of a step's time is the cost of everything around them.
+  double op_seconds() const { return op_seconds_ + (sampler_ ? sampler_->op_seconds() : 0.0); }
   // Spent in communicators so far, those sums included.
   double communication_seconds() const { return communication_seconds_; }
   // Of this rank's steps so far. The thread that executes.
