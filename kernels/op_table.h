@@ -15,6 +15,7 @@ struct OpTable {
   decltype(&AddRmsNorm) add_rms_norm;
   decltype(&Add) add;
   decltype(&MatMul) matmul;
+  decltype(&MatMulSwiGlu) matmul_swiglu;
   decltype(&RopeAndStoreKv) rope_and_store_kv;
   decltype(&PagedAttention) paged_attention;
   int64_t (*attention_workspace_bytes)(const AttentionLimits& limits);  // null = none needed

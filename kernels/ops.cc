@@ -33,6 +33,22 @@ void CheckKv(const PagedKv& kv, DType dtype) {
   CheckShape(kv.v, kv.k.shape, dtype, "v cache");
 }
 
+const char* Name(LinearUse use) {
+  return use == LinearUse::kMatMul ? "matmul" : "matmul with SwiGLU";
+}
+
+void CheckUse(const LinearWeight& w, LinearUse use) {
+  CHECK(w.use == use) << "the weight was packed for " << Name(w.use) << ", not for " << Name(use);
+}
+
+// What both matmuls ask of their inputs.
+void CheckLinear(const ConstTensorView& x, const LinearWeight& w, const ConstTensorView& bias) {
+  CheckMatrix(x, "x");
+  CHECK(x.dtype == w.dtype) << "x is " << Name(x.dtype) << ", the weight " << Name(w.dtype);
+  CHECK_EQ(x.dim(1), w.k) << "x has another K than the weight";
+  if (bias) CheckVector(bias, w.n, x.dtype, "bias");
+}
+
 float GetFloat(const ConstTensorView& x, int64_t row, int64_t column) {
   if (x.dtype == DType::kBF16) return ToFloat(x.row<BF16>(row)[column]);
   if (x.dtype == DType::kF16) return ToFloat(x.row<F16>(row)[column]);
@@ -56,6 +72,7 @@ void Embedding(Stream& stream, ConstTensorView token_ids, const LinearWeight& ta
   CheckVector(token_ids, token_ids.dim(0), DType::kI32, "token_ids");
   CheckMatrix(out, "out");
   CheckShape(out, {token_ids.dim(0), table.k}, table.dtype, "out");
+  CheckUse(table, LinearUse::kMatMul);
   stream.ops().embedding(stream, token_ids, table, vocab_begin, out);
 }
 
@@ -87,13 +104,20 @@ void Add(Stream& stream, TensorView x, ConstTensorView delta) {
 
 void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
             TensorView y) {
-  CheckMatrix(x, "x");
+  CheckLinear(x, w, bias);
+  CheckUse(w, LinearUse::kMatMul);
   CheckMatrix(y, "y");
-  CHECK(x.dtype == w.dtype) << "x is " << Name(x.dtype) << ", the weight " << Name(w.dtype);
-  CHECK_EQ(x.dim(1), w.k) << "x has another K than the weight";
   CheckShape(y, {x.dim(0), w.n}, y.dtype == DType::kF32 ? DType::kF32 : x.dtype, "y");
-  if (bias) CheckVector(bias, w.n, x.dtype, "bias");
   stream.ops().matmul(stream, x, w, bias, y);
+}
+
+void MatMulSwiGlu(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
+                  TensorView y) {
+  CheckLinear(x, w, bias);
+  CheckUse(w, LinearUse::kMatMulSwiGlu);
+  CheckMatrix(y, "y");
+  CheckShape(y, {x.dim(0), w.n / 2}, x.dtype, "y");
+  stream.ops().matmul_swiglu(stream, x, w, bias, y);
 }
 
 void RopeAndStoreKv(Stream& stream, TensorView qkv, ConstTensorView positions,
@@ -156,14 +180,16 @@ void GatherRows(Stream& stream, ConstTensorView x, ConstTensorView indices, Tens
 }
 
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream& stream, int64_t n, int64_t k,
-                                                             DType dtype, const RowSource& source) {
+                                                             DType dtype, const RowSource& source,
+                                                             LinearUse use) {
   CHECK(n > 0 && k > 0) << "weight is [" << n << ", " << k << "]";
   CHECK(IsFloat(dtype)) << "weights cannot be packed to " << Name(dtype);
-  return stream.ops().pack_linear(stream, n, k, dtype, source);
+  CHECK(use == LinearUse::kMatMul || n % 2 == 0) << "gate and up have " << n << " rows together";
+  return stream.ops().pack_linear(stream, n, k, dtype, source, use);
 }
 
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTensorView weight,
-                                                         DType dtype) {
+                                                         DType dtype, LinearUse use) {
   CheckMatrix(weight, "weight");
   CHECK(IsFloat(weight.dtype)) << "the weight is " << Name(weight.dtype);
   const auto source = [&weight](int64_t first_row, TensorView rows) {
@@ -174,7 +200,7 @@ absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTe
     }
     return absl::OkStatus();
   };
-  return PackLinearFrom(stream, weight.dim(0), weight.dim(1), dtype, source);
+  return PackLinearFrom(stream, weight.dim(0), weight.dim(1), dtype, source, use);
 }
 
 namespace {
@@ -202,6 +228,13 @@ OpCost AddCost(int64_t tokens, int64_t hidden, DType act) {
 OpCost MatMulCost(int64_t tokens, int64_t n, int64_t k, DType act, DType weight) {
   return Cost(2.0 * tokens * n * k,
               1.0 * n * k * Bytes(weight) + 1.0 * tokens * (n + k) * Bytes(act));
+}
+
+OpCost MatMulSwiGluCost(int64_t tokens, int64_t intermediate, int64_t k, DType act, DType weight) {
+  // The product's 2 I columns are never stored: I are.
+  const double products = 2.0 * intermediate * k;
+  return Cost(2.0 * tokens * products + 5.0 * tokens * intermediate,
+              products * Bytes(weight) + 1.0 * tokens * (intermediate + k) * Bytes(act));
 }
 
 OpCost SiluAndMulCost(int64_t tokens, int64_t intermediate, DType act) {

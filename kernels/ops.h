@@ -26,12 +26,19 @@ struct OpCost {
   double bytes = 0;
 };
 
+// The op that a packed weight is for.
+enum class LinearUse : uint8_t {
+  kMatMul,        // MatMul or Embedding
+  kMatMulSwiGlu,  // MatMulSwiGlu: N is 2 I, the gate's rows, then up's
+};
+
 // Weights of y = x W^T (or the rows of an embedding), packed once at load in whatever layout the
-// backend likes best. Made by PackLinear, owned by the model, never changed. A row-major [N, K]
-// matrix goes in.
+// backend likes best for their use. Made by PackLinear, owned by the model, never changed. A
+// row-major [N, K] matrix goes in.
 class LinearWeight {
  public:
   virtual ~LinearWeight() = default;
+  LinearUse use = LinearUse::kMatMul;
   int64_t n = 0;
   int64_t k = 0;
   DType dtype = DType::kF32;
@@ -95,6 +102,12 @@ void Add(Stream& stream, TensorView x, ConstTensorView delta);
 void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
             TensorView y);
 
+// y [T, I] = SiluAndMul(MatMul(x [T, K], w [2 I, K], bias)) in one pass: the [T, 2 I] in between is
+// never stored. bias [2 I] act or empty, y is act. Gate and up are rounded to act before the SiLU,
+// as MatMul would have stored them, so that the bits are those of the two ops on every backend.
+void MatMulSwiGlu(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
+                  TensorView y);
+
 // In: qkv [T, (Hq + 2 Hkv) * D], rows of q heads, k heads, v heads. Normalises (if asked) and
 // rotates q and k: element i with i + D/2 (the Hugging Face layout), q in place; writes k and v to
 // cache slot slot_mapping[t] = page * page_size + offset. positions [T] i32, slot_mapping [T] i64;
@@ -126,19 +139,22 @@ void GatherRows(Stream& stream, ConstTensorView x, ConstTensorView indices, Tens
 using RowSource = std::function<absl::Status(int64_t first_row, TensorView rows)>;
 
 // Packs the weight [n, k] whose rows, of type `dtype`, come from `source`: each once, a few at a
-// time, so that nothing but the packed weight takes memory. Gives the source's first error. Load
-// time only.
+// time, so that nothing but the packed weight takes memory; as much of it whatever the use. Gives
+// the source's first error. Load time only.
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream& stream, int64_t n, int64_t k,
-                                                             DType dtype, const RowSource& source);
+                                                             DType dtype, const RowSource& source,
+                                                             LinearUse use = LinearUse::kMatMul);
 // The same from weight [N, K] in host memory, any float dtype.
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTensorView weight,
-                                                         DType dtype);
+                                                         DType dtype,
+                                                         LinearUse use = LinearUse::kMatMul);
 
 OpCost EmbeddingCost(int64_t tokens, int64_t hidden, DType act);
 OpCost RmsNormCost(int64_t tokens, int64_t hidden, DType act);
 OpCost AddRmsNormCost(int64_t tokens, int64_t hidden, DType act);
 OpCost AddCost(int64_t tokens, int64_t hidden, DType act);
 OpCost MatMulCost(int64_t tokens, int64_t n, int64_t k, DType act, DType weight);
+OpCost MatMulSwiGluCost(int64_t tokens, int64_t intermediate, int64_t k, DType act, DType weight);
 OpCost SiluAndMulCost(int64_t tokens, int64_t intermediate, DType act);
 OpCost RopeAndStoreKvCost(int64_t tokens, int64_t q_heads, int64_t kv_heads, int64_t head_dim,
                           DType act);

@@ -53,10 +53,8 @@ void Decoder::Attention(Stream& stream, const Batch& batch, const Layer& layer, 
 void Decoder::Mlp(Stream& stream, const Layer& layer, ConstTensorView normed, TensorView delta) {
   const int64_t tokens = normed.dim(0);
   const size_t mark = arena_.used();
-  const TensorView gate_up = arena_.Allocate(dtype_, {tokens, 2 * intermediate_});
   const TensorView activated = arena_.Allocate(dtype_, {tokens, intermediate_});
-  MatMul(stream, normed, *layer.gate_up, layer.gate_up_bias.view(), gate_up);
-  SiluAndMul(stream, gate_up, activated);
+  MatMulSwiGlu(stream, normed, *layer.gate_up, layer.gate_up_bias.view(), activated);
   MatMul(stream, activated, *layer.down, layer.down_bias.view(), delta);
   groups_->tp->AllReduceSum(stream, delta);
   arena_.Rewind(mark);

@@ -39,12 +39,14 @@ class Decoder::Builder {
 
   // Matrices stacked by rows. Pointer is a unique_ptr or a shared_ptr.
   template <typename Pointer>
-  absl::Status Linear(const std::vector<const WeightSpec*>& specs, Pointer& out) {
+  absl::Status Linear(const std::vector<const WeightSpec*>& specs, Pointer& out,
+                      LinearUse use = LinearUse::kMatMul) {
     const WeightSpec& first = *specs[0];
     const int64_t columns =
         first.split == Split::kCols ? PieceOfSpec(first, tp_, tp_size_).size() : first.shape[1];
     const auto source = [&](int64_t row, TensorView rows) { return Read(specs, row, rows); };
-    ASSIGN_OR_RETURN(out, PackLinearFrom(stream_, RowsOf(specs), columns, decoder_.dtype_, source));
+    ASSIGN_OR_RETURN(out,
+                     PackLinearFrom(stream_, RowsOf(specs), columns, decoder_.dtype_, source, use));
     RETURN_IF_ERROR(stream_.Synchronize());
     decoder_.weight_bytes_ += out->bytes;
     return absl::OkStatus();
@@ -69,7 +71,7 @@ class Decoder::Builder {
     RETURN_IF_ERROR(Linear({&specs.o}, layer.o));
     RETURN_IF_ERROR(BiasOnce(specs.o_bias, layer.o_bias));
     RETURN_IF_ERROR(Vector({&specs.post_norm}, layer.post_norm));
-    RETURN_IF_ERROR(Linear({&specs.gate, &specs.up}, layer.gate_up));
+    RETURN_IF_ERROR(Linear({&specs.gate, &specs.up}, layer.gate_up, LinearUse::kMatMulSwiGlu));
     RETURN_IF_ERROR(Vector({&specs.gate_bias, &specs.up_bias}, layer.gate_up_bias));
     RETURN_IF_ERROR(Linear({&specs.down}, layer.down));
     RETURN_IF_ERROR(BiasOnce(specs.down_bias, layer.down_bias));

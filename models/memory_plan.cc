@@ -120,8 +120,8 @@ int64_t ArenaBytes(const ModelConfig& config, int tp_index, int tp_size, DType d
   };
   const int64_t hidden = config.hidden_size;
   const int64_t attention = 2 * columns(layer.q) + 2 * columns(layer.k);  // qkv, attended
-  const int64_t mlp = 3 * columns(layer.gate);                            // gate_up, activated
-  // Two tensors share each of these: room for both their alignments.
+  const int64_t mlp = columns(layer.gate);                                // activated
+  // Up to two tensors share each of these: room for both their alignments.
   const auto footprint = [&](int64_t rows, int64_t width) {
     return static_cast<int64_t>(Arena::Footprint(dtype, {rows, width})) + 512;
   };

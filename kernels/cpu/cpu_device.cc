@@ -79,6 +79,7 @@ constexpr OpTable kOps = {
     .add_rms_norm = AddRmsNorm,
     .add = Add,
     .matmul = MatMul,
+    .matmul_swiglu = MatMulSwiGlu,
     .rope_and_store_kv = RopeAndStoreKv,
     .paged_attention = PagedAttention,
     .attention_workspace_bytes = nullptr,

@@ -49,6 +49,8 @@ void PagedAttention(Stream&, ConstTensorView q, const PagedKv& kv, ConstTensorVi
 void Embedding(Stream&, ConstTensorView token_ids, const LinearWeight& table, int64_t vocab_begin,
                TensorView out);
 void MatMul(Stream&, ConstTensorView x, const LinearWeight& w, ConstTensorView bias, TensorView y);
+void MatMulSwiGlu(Stream&, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
+                  TensorView y);
 void PenalizeLogits(Stream&, TensorView logits, ConstTensorView places, ConstTensorView amounts,
                     TensorView before);
 void SummarizeLogits(Stream&, ConstTensorView logits, ConstTensorView inverse_temperature,
@@ -56,6 +58,7 @@ void SummarizeLogits(Stream&, ConstTensorView logits, ConstTensorView inverse_te
 void DrawTokens(Stream&, ConstTensorView logits, ConstTensorView seeds, ConstTensorView limits,
                 int64_t first_id, TensorView keys, TensorView scores, TensorView columns);
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream&, int64_t n, int64_t k,
-                                                             DType dtype, const RowSource& source);
+                                                             DType dtype, const RowSource& source,
+                                                             LinearUse use);
 
 }  // namespace trireme::cpu

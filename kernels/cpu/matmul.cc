@@ -3,6 +3,7 @@
 // and at one row it leaves a third of the memory bandwidth unused. tests/bench/op_bench.cc measures
 // both.
 #include <algorithm>
+#include <cstring>
 #include <mutex>
 #include <vector>
 
@@ -19,6 +20,9 @@ class PackedLinear final : public LinearWeight {
   int64_t panel_bytes = 0;
 };
 
+// Columns of y that a panel packed for SwiGLU gives.
+constexpr int64_t kSwiGluColumns = kPanelColumns / 2;
+
 int64_t PaddedK(int64_t k, DType dtype) { return dtype == DType::kBF16 ? (k + 1) / 2 * 2 : k; }
 
 // One panel of W[N, K] from its rows [columns, K], contiguous: column c of the panel is row c.
@@ -34,6 +38,15 @@ void PackPanel(const T* rows, int64_t columns, int64_t k_end, T* panel) {
       }
     }
   }
+}
+
+// The rows of W that are panel p's columns. For SwiGLU half of them are gate's, the others the same
+// ones of up: whatever I is, one panel has all that its columns of y need.
+absl::Status ReadPanel(const LinearWeight& w, int64_t p, TensorView rows, const RowSource& source) {
+  if (w.use == LinearUse::kMatMul) return source(p * kPanelColumns, rows);
+  const int64_t first = p * kSwiGluColumns, half = rows.dim(0) / 2;
+  RETURN_IF_ERROR(source(first, rows.Rows(0, half)));
+  return source(w.n / 2 + first, rows.Rows(half, half));
 }
 
 // Row `row` of W, whose elements lie a panel's width apart.
@@ -65,11 +78,51 @@ Activations PrepareActivations(ThreadPool& pool, const ConstTensorView& x, DType
   return {floats, x.dim(1), sizeof(float)};
 }
 
+// Calls run(panel, p, row) for each panel p of W and block of rows from `row` on, on several
+// threads: all of `panel` is set but for bias and y.
+template <typename Run>
+void ForEachPanel(Stream& stream, const ConstTensorView& x, const PackedLinear& w, Run&& run) {
+  ThreadPool& pool = PoolOf(stream);
+  const int64_t rows = x.dim(0), panels = (w.n + kPanelColumns - 1) / kPanelColumns;
+  if (rows == 0) return;
+  const Activations activations = PrepareActivations(pool, x, w.dtype);
+  // Four tasks a thread even out cores of unequal speed; panels are cut by rows only where there
+  // are too few of them.
+  const int64_t wanted = 4 * pool.threads();
+  int64_t block = std::min(rows, kMatMulRows);
+  while (panels * ((rows + block - 1) / block) < wanted && block > 24)
+    block = std::max<int64_t>(24, block / 12 * 6);
+  const int64_t row_blocks = (rows + block - 1) / block, tasks = panels * row_blocks;
+  // A task below 5 us is not worth a worker: 200,000 multiply-adds or 100 KB of weights.
+  const int64_t task_cost = std::max(w.panel_bytes / 100, w.k * kPanelColumns * block / 200) / 10;
+  const int64_t smallest = std::max<int64_t>(1, 100 / std::max<int64_t>(1, task_cost));
+  const int64_t grain = std::max(smallest, rows == 1 ? tasks / (2 * wanted) : 1);
+  pool.ParallelFor(tasks, grain, [&](int64_t begin, int64_t end) {
+    MatMulPanel panel{.x_stride = activations.stride, .weight_type = w.dtype, .k = w.k};
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t p = task / row_blocks, row = task % row_blocks * block;
+      panel.x = static_cast<const char*>(activations.data) +
+                row * activations.stride * activations.element_bytes;
+      panel.rows = std::min(block, rows - row);
+      panel.weights = static_cast<const char*>(w.buffer.data()) + p * w.panel_bytes;
+      panel.columns = std::min(kPanelColumns, w.n - p * kPanelColumns);
+      run(panel, p, row);
+    }
+  });
+}
+
+// The vector's elements from `first` on.
+ConstTensorView Slice(const ConstTensorView& vector, int64_t first, int64_t count) {
+  return {vector.as<char>() + first * SizeOf(vector.dtype), vector.dtype, {count}};
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream& stream, int64_t n, int64_t k,
-                                                             DType dtype, const RowSource& source) {
+                                                             DType dtype, const RowSource& source,
+                                                             LinearUse use) {
   auto packed = std::make_unique<PackedLinear>();
+  packed->use = use;
   packed->n = n;
   packed->k = k;
   packed->dtype = dtype;
@@ -85,7 +138,7 @@ absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream& stream, int
     for (int64_t p = begin; p < end; ++p) {
       const int64_t columns = std::min(kPanelColumns, n - p * kPanelColumns);
       const absl::Status read =
-          source(p * kPanelColumns, TensorView(rows, dtype, Shape{columns, k}));
+          ReadPanel(*packed, p, TensorView(rows, dtype, {columns, k}), source);
       if (!read.ok()) {
         const std::lock_guard<std::mutex> lock(mutex);
         status.Update(read);
@@ -123,41 +176,40 @@ void Embedding(Stream& stream, ConstTensorView token_ids, const LinearWeight& ta
 
 void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
             TensorView y) {
-  const PackedLinear& packed = static_cast<const PackedLinear&>(w);
-  ThreadPool& pool = PoolOf(stream);
-  const int64_t rows = x.dim(0), panels = (w.n + kPanelColumns - 1) / kPanelColumns;
-  if (rows == 0) return;
-  const Activations activations = PrepareActivations(pool, x, w.dtype);
-  // Four tasks a thread even out cores of unequal speed; panels are cut by rows only where there
-  // are too few of them.
-  const int64_t wanted = 4 * pool.threads();
-  int64_t block = std::min(rows, kMatMulRows);
-  while (panels * ((rows + block - 1) / block) < wanted && block > 24)
-    block = std::max<int64_t>(24, block / 12 * 6);
-  const int64_t row_blocks = (rows + block - 1) / block, tasks = panels * row_blocks;
-  // A task below 5 us is not worth a worker: 200,000 multiply-adds or 100 KB of weights.
-  const int64_t task_cost =
-      std::max(packed.panel_bytes / 100, w.k * kPanelColumns * block / 200) / 10;
-  const int64_t smallest = std::max<int64_t>(1, 100 / std::max<int64_t>(1, task_cost));
-  const int64_t grain = std::max(smallest, rows == 1 ? tasks / (2 * wanted) : 1);
-  pool.ParallelFor(tasks, grain, [&](int64_t begin, int64_t end) {
-    float* scratch = static_cast<float*>(Scratch(sizeof(float) * block * kPanelColumns));
-    MatMulPanel panel{.x_stride = activations.stride, .weight_type = w.dtype, .k = w.k};
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t p = task / row_blocks, row = task % row_blocks * block,
-                    column = p * kPanelColumns;
-      panel.x = static_cast<const char*>(activations.data) +
-                row * activations.stride * activations.element_bytes;
-      panel.rows = std::min(block, rows - row);
-      panel.weights = static_cast<const char*>(packed.buffer.data()) + p * packed.panel_bytes;
-      panel.columns = std::min(kPanelColumns, w.n - column);
-      if (bias)
-        panel.bias = ConstTensorView(bias.as<char>() + column * SizeOf(bias.dtype), bias.dtype,
-                                     {panel.columns});
-      panel.y = y.Rows(row, panel.rows).Columns(column, panel.columns);
-      BestIsa().matmul_panel(panel, scratch);
-    }
-  });
+  ForEachPanel(stream, x, static_cast<const PackedLinear&>(w),
+               [&](MatMulPanel& panel, int64_t p, int64_t row) {
+                 const int64_t column = p * kPanelColumns;
+                 if (bias) panel.bias = Slice(bias, column, panel.columns);
+                 panel.y = y.Rows(row, panel.rows).Columns(column, panel.columns);
+                 BestIsa().matmul_panel(
+                     panel,
+                     static_cast<float*>(Scratch(sizeof(float) * panel.rows * kPanelColumns)));
+               });
+}
+
+void MatMulSwiGlu(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
+                  TensorView y) {
+  ForEachPanel(stream, x, static_cast<const PackedLinear&>(w),
+               [&](MatMulPanel& panel, int64_t p, int64_t row) {
+                 const int64_t column = p * kSwiGluColumns, half = panel.columns / 2;
+                 const int64_t elements = panel.rows * kPanelColumns;
+                 const auto size = static_cast<int64_t>(SizeOf(x.dtype));
+                 // Sums, then gate and up as MatMul would have stored them, then their biases.
+                 char* scratch = static_cast<char*>(
+                     Scratch(elements * (sizeof(float) + size) + kPanelColumns * size));
+                 char* gate_up = scratch + elements * sizeof(float);
+                 char* panel_bias = gate_up + elements * size;
+                 if (bias) {
+                   std::memcpy(panel_bias, Slice(bias, column, half).data, half * size);
+                   std::memcpy(panel_bias + half * size, Slice(bias, w.n / 2 + column, half).data,
+                               half * size);
+                   panel.bias = ConstTensorView(panel_bias, bias.dtype, {panel.columns});
+                 }
+                 panel.y = TensorView(gate_up, x.dtype, {panel.rows, panel.columns});
+                 BestIsa().matmul_panel(panel, reinterpret_cast<float*>(scratch));
+                 BestIsa().silu_and_mul(panel.y, y.Rows(row, panel.rows).Columns(column, half), 0,
+                                        panel.rows);
+               });
 }
 
 }  // namespace trireme::cpu

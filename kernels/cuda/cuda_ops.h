@@ -28,6 +28,8 @@ void PagedAttention(Stream&, ConstTensorView q, const PagedKv& kv, ConstTensorVi
                     ConstTensorView kv_lens, const AttentionShape& shape, TensorView out);
 int64_t AttentionWorkspaceBytes(const AttentionLimits& limits);
 void MatMul(Stream&, ConstTensorView x, const LinearWeight& w, ConstTensorView bias, TensorView y);
+void MatMulSwiGlu(Stream&, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
+                  TensorView y);
 void PenalizeLogits(Stream&, TensorView logits, ConstTensorView places, ConstTensorView amounts,
                     TensorView before);
 void SummarizeLogits(Stream&, ConstTensorView logits, ConstTensorView inverse_temperature,
@@ -35,7 +37,8 @@ void SummarizeLogits(Stream&, ConstTensorView logits, ConstTensorView inverse_te
 void DrawTokens(Stream&, ConstTensorView logits, ConstTensorView seeds, ConstTensorView limits,
                 int64_t first_id, TensorView keys, TensorView scores, TensorView columns);
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream&, int64_t n, int64_t k,
-                                                             DType dtype, const RowSource& source);
+                                                             DType dtype, const RowSource& source,
+                                                             LinearUse use);
 
 // Row-major; stretches of 32 k's in the order of matmul_launch.h where `permuted`.
 class CudaLinear final : public LinearWeight {

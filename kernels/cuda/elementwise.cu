@@ -67,7 +67,7 @@ __global__ void SiluAndMulRows(const T* gate_up, int64_t in_stride, T* out, int6
     LoadFloats<V>(gate_up + i, gate);
     LoadFloats<V>(gate_up + n + i, up);
 #pragma unroll
-    for (int v = 0; v < V; ++v) gate[v] = gate[v] / (1.0f + expf(-gate[v])) * up[v];
+    for (int v = 0; v < V; ++v) gate[v] = SwiGlu(gate[v], up[v]);
     StoreRounded<V>(out + blockIdx.x * out_stride + i, gate);
   }
 }

@@ -13,11 +13,12 @@ namespace {
 // --- anything: 64 x 64 tiles, 16 x 16 threads of 4 x 4, k in steps of 16 ---
 constexpr int kTile = 64, kPlainStep = 16;
 
-template <typename T, typename Y>
+template <Epilogue kEpilogue, typename T, typename Y>
 __global__ void __launch_bounds__(256) MatMulPlain(MatMulArguments<T, Y> a, bool permuted) {
   GPU_SHARED(xs, float[kPlainStep][kTile + 1]);
   GPU_SHARED(ws, float[kPlainStep][kTile + 1]);
-  const int m0 = blockIdx.y * kTile, n0 = blockIdx.x * kTile;
+  const int outputs = OutputsOf<kEpilogue>(a);
+  const int m0 = blockIdx.y * kTile, y0 = blockIdx.x * Outputs<kEpilogue>(kTile);
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   float sums[4][4] = {};
   for (int k0 = 0; k0 < a.k; k0 += kPlainStep) {
@@ -28,7 +29,9 @@ __global__ void __launch_bounds__(256) MatMulPlain(MatMulArguments<T, Y> a, bool
       const int at = k0 + k;
       const int stored =
           permuted ? at / kPermutedBlock * kPermutedBlock + PermutedIndex(at % kPermutedBlock) : at;
-      ws[k][r] = in_k && n0 + r < a.n ? Float(a.w[int64_t{n0 + r} * a.k + stored]) : 0.0f;
+      const TileColumn column = TileColumnOf<kEpilogue, kTile / 2>(a.n, y0, r);
+      ws[k][r] =
+          in_k && column.output < outputs ? Float(a.w[int64_t{column.row} * a.k + stored]) : 0.0f;
     }
     __syncthreads();
     for (int k = 0; k < kPlainStep; ++k) {
@@ -43,23 +46,48 @@ __global__ void __launch_bounds__(256) MatMulPlain(MatMulArguments<T, Y> a, bool
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int row = m0 + ty + 16 * i, column = n0 + tx + 16 * j;
-      if (row < a.rows && column < a.n) Finish(a, row, column, sums[i][j]);
+    for (int j = 0; j < Outputs<kEpilogue>(4); ++j) {
+      const int row = m0 + ty + 16 * i, column = y0 + tx + 16 * j;
+      if (row >= a.rows || column >= outputs) continue;
+      if constexpr (kEpilogue == Epilogue::kSwiGlu) {
+        FinishSwiGlu(a, row, column, sums[i][j], sums[i][j + 2]);
+      } else {
+        Finish(a, row, column, sums[i][j]);
+      }
     }
   }
 }
 
-template <typename T, typename Y>
-void LaunchMatMul(gpu::StreamHandle handle, MatMulKernel kernel, bool permuted,
-                  const MatMulArguments<T, Y>& a) {
+// What MatMul and MatMulSwiGlu share: the choice of a kernel and its launch.
+template <Epilogue kEpilogue, typename T, typename Y>
+void LaunchMatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
+                  TensorView y) {
+  if (x.dim(0) == 0) return;
+  const auto& weight = static_cast<const CudaLinear&>(w);
+  const gpu::StreamHandle handle = NativeHandle(stream);
+  const MatMulKernel kernel = SelectMatMul({.dtype = x.dtype,
+                                            .rows = x.dim(0),
+                                            .n = w.n,
+                                            .permuted = weight.permuted,
+                                            .vectorizable = Vectorizable(x)});
+  const MatMulArguments<T, Y> a{.x = static_cast<const T*>(x.data),
+                                .w = static_cast<const T*>(weight.buffer.data()),
+                                .bias = static_cast<const T*>(bias.data),
+                                .y = static_cast<Y*>(y.data),
+                                .x_stride = x.stride0,
+                                .y_stride = y.stride0,
+                                .rows = static_cast<int>(x.dim(0)),
+                                .n = static_cast<int>(w.n),
+                                .k = static_cast<int>(w.k)};
   if constexpr (!std::is_same_v<T, float>) {
-    if (kernel == MatMulKernel::kStream) return LaunchMatMulStream(handle, a);
-    if (kernel == MatMulKernel::kTiles) return LaunchMatMulTiles(handle, /*large=*/false, a);
-    if (kernel == MatMulKernel::kLargeTiles) return LaunchMatMulTiles(handle, /*large=*/true, a);
+    if (kernel == MatMulKernel::kStream) return LaunchMatMulStream<kEpilogue>(handle, a);
+    if (kernel != MatMulKernel::kPlain) {
+      return LaunchMatMulTiles<kEpilogue>(handle, kernel == MatMulKernel::kLargeTiles, a);
+    }
   }
-  gpu::Launch({dim3(Blocks(a.n, kTile), Blocks(a.rows, kTile)), dim3(256), 0, handle},
-              MatMulPlain<T, Y>, a, permuted);
+  const dim3 grid(Blocks(OutputsOf<kEpilogue>(a), Outputs<kEpilogue>(kTile)),
+                  Blocks(a.rows, kTile));
+  gpu::Launch({grid, dim3(256), 0, handle}, MatMulPlain<kEpilogue, T, Y>, a, weight.permuted);
 }
 
 // Rows [rows, k] of two-byte elements: every stretch of 32 into the order of matmul_launch.h.
@@ -76,35 +104,26 @@ void PermuteRows(char* rows, int64_t count, int64_t k) {
 
 void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
             TensorView y) {
-  if (x.dim(0) == 0) return;
-  const auto& weight = static_cast<const CudaLinear&>(w);
-  const MatMulKernel kernel = SelectMatMul({.dtype = x.dtype,
-                                            .rows = x.dim(0),
-                                            .n = w.n,
-                                            .permuted = weight.permuted,
-                                            .vectorizable = Vectorizable(x)});
-  const auto launch = [&](auto zero, auto y_zero) {
-    using T = decltype(zero);
-    using Y = decltype(y_zero);
-    LaunchMatMul<T, Y>(NativeHandle(stream), kernel, weight.permuted,
-                       {.x = static_cast<const T*>(x.data),
-                        .w = static_cast<const T*>(weight.buffer.data()),
-                        .bias = static_cast<const T*>(bias.data),
-                        .y = static_cast<Y*>(y.data),
-                        .x_stride = x.stride0,
-                        .y_stride = y.stride0,
-                        .rows = static_cast<int>(x.dim(0)),
-                        .n = static_cast<int>(w.n),
-                        .k = static_cast<int>(w.k)});
-  };
   DispatchFloat(x.dtype, [&](auto zero) {
-    y.dtype == DType::kF32 ? launch(zero, float{}) : launch(zero, zero);
+    using T = decltype(zero);
+    y.dtype == DType::kF32 ? LaunchMatMul<Epilogue::kStore, T, float>(stream, x, w, bias, y)
+                           : LaunchMatMul<Epilogue::kStore, T, T>(stream, x, w, bias, y);
+  });
+}
+
+void MatMulSwiGlu(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
+                  TensorView y) {
+  DispatchFloat(x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    LaunchMatMul<Epilogue::kSwiGlu, T, T>(stream, x, w, bias, y);
   });
 }
 
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream& stream, int64_t n, int64_t k,
-                                                             DType dtype, const RowSource& source) {
+                                                             DType dtype, const RowSource& source,
+                                                             LinearUse use) {
   auto packed = std::make_unique<CudaLinear>();
+  packed->use = use;
   packed->n = n;
   packed->k = k;
   packed->dtype = dtype;

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kWarps = 8, kColumns = 16, kAhead = 128, kBlocks = kAhead / kPermutedBlock;
 
-// One warp's columns of W, a chunk of kAhead k's at a time: W[n0 + lane / 4 + 8 i], the lane's 16
+// One warp's columns of W, a chunk of kAhead k's at a time: column lane / 4 + 8 i, the lane's 16
 // bytes of each permuted stretch.
 struct WeightChunk {
   uint4 w[2][kBlocks];
@@ -81,20 +81,30 @@ __device__ inline void MultiplyChunk(const T* const (&x)[2], const WeightChunk& 
   }
 }
 
+__device__ inline float SumOfSegments(const float* from, int segments) {
+  float sum = from[0];
+  for (int s = 1; s < segments; ++s) sum = __fadd_rn(sum, from[s * 16 * kColumns]);
+  return sum;
+}
+
 // warps_per_group warps share 16 columns; 1, 2, 4 or 8.
-template <typename T, typename Y>
+template <Epilogue kEpilogue, typename T, typename Y>
 __global__ void __launch_bounds__(kWarps * 32, 2)
     MatMulStream(MatMulArguments<T, Y> a, int warps_per_group) {
   GPU_DYNAMIC_SHARED(partial, float);  // [groups, segments, 16 rows, 16 columns]
   const int lane = gpu::LaneId(), warp = threadIdx.x / 32;
   const int groups = kWarps / warps_per_group, group = warp / warps_per_group;
   const int segments = (a.k + kSegment - 1) / kSegment;
-  const int n0 = (static_cast<int>(blockIdx.x) * groups + group) * kColumns;
+  constexpr int kOutputs = Outputs<kEpilogue>(kColumns);
+  const int outputs = OutputsOf<kEpilogue>(a);
+  const int block_y0 = static_cast<int>(blockIdx.x) * groups * kOutputs;
   const T *w[2], *x[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    // Columns beyond the last read the last one's weights and are not written.
-    w[i] = a.w + int64_t{min(n0 + i * 8 + lane / 4, a.n - 1)} * a.k;
+    // Columns beyond the last read the last row of W and are not written.
+    const TileColumn column =
+        TileColumnOf<kEpilogue, 8>(a.n, block_y0 + group * kOutputs, i * 8 + lane / 4);
+    w[i] = a.w + int64_t{column.output < outputs ? column.row : a.n - 1} * a.k;
     const int row = lane / 4 + i * 8;
     x[i] = row < a.rows ? a.x + row * a.x_stride : nullptr;
   }
@@ -122,35 +132,45 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
     at = next;
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < groups * a.rows * kColumns; i += kWarps * 32) {
-    const int g = i / (a.rows * kColumns), row = i / kColumns % a.rows, c = i % kColumns;
-    const int column = (static_cast<int>(blockIdx.x) * groups + g) * kColumns + c;
-    if (column >= a.n) continue;
+  for (int i = threadIdx.x; i < groups * a.rows * kOutputs; i += kWarps * 32) {
+    const int g = i / (a.rows * kOutputs), row = i / kOutputs % a.rows, c = i % kOutputs;
+    const int column = block_y0 + g * kOutputs + c;
+    if (column >= outputs) continue;
     const float* from = partial + (g * segments * 16 + row) * kColumns + c;
-    float sum = from[0];
-    for (int s = 1; s < segments; ++s) sum = __fadd_rn(sum, from[s * 16 * kColumns]);
-    Finish(a, row, column, sum);
+    if constexpr (kEpilogue == Epilogue::kSwiGlu) {
+      FinishSwiGlu(a, row, column, SumOfSegments(from, segments),
+                   SumOfSegments(from + 8, segments));
+    } else {
+      Finish(a, row, column, SumOfSegments(from, segments));
+    }
   }
 }
 
 }  // namespace
 
-template <typename T, typename Y>
+template <Epilogue kEpilogue, typename T, typename Y>
 void LaunchMatMulStream(gpu::StreamHandle handle, const MatMulArguments<T, Y>& a) {
   const int segments = (a.k + kSegment - 1) / kSegment;
   int warps_per_group = 1;
   while (warps_per_group < kWarps && warps_per_group < segments) warps_per_group *= 2;
   const int groups = kWarps / warps_per_group, columns = groups * kColumns;
   const size_t smem = sizeof(float) * groups * segments * 16 * kColumns;
-  gpu::Launch(
-      {dim3(static_cast<unsigned>((a.n + columns - 1) / columns)), dim3(kWarps * 32), smem, handle},
-      MatMulStream<T, Y>, a, warps_per_group);
+  gpu::Launch({dim3(Blocks(OutputsOf<kEpilogue>(a), Outputs<kEpilogue>(columns))),
+               dim3(kWarps * 32), smem, handle},
+              MatMulStream<kEpilogue, T, Y>, a, warps_per_group);
 }
 
-template void LaunchMatMulStream(gpu::StreamHandle,
-                                 const MatMulArguments<__nv_bfloat16, __nv_bfloat16>&);
-template void LaunchMatMulStream(gpu::StreamHandle, const MatMulArguments<__nv_bfloat16, float>&);
-template void LaunchMatMulStream(gpu::StreamHandle, const MatMulArguments<__half, __half>&);
-template void LaunchMatMulStream(gpu::StreamHandle, const MatMulArguments<__half, float>&);
+template void LaunchMatMulStream<Epilogue::kStore>(
+    gpu::StreamHandle, const MatMulArguments<__nv_bfloat16, __nv_bfloat16>&);
+template void LaunchMatMulStream<Epilogue::kStore>(gpu::StreamHandle,
+                                                   const MatMulArguments<__nv_bfloat16, float>&);
+template void LaunchMatMulStream<Epilogue::kStore>(gpu::StreamHandle,
+                                                   const MatMulArguments<__half, __half>&);
+template void LaunchMatMulStream<Epilogue::kStore>(gpu::StreamHandle,
+                                                   const MatMulArguments<__half, float>&);
+template void LaunchMatMulStream<Epilogue::kSwiGlu>(
+    gpu::StreamHandle, const MatMulArguments<__nv_bfloat16, __nv_bfloat16>&);
+template void LaunchMatMulStream<Epilogue::kSwiGlu>(gpu::StreamHandle,
+                                                    const MatMulArguments<__half, __half>&);
 
 }  // namespace trireme::cuda

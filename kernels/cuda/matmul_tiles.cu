@@ -30,14 +30,14 @@ struct Stage {
   T w[kStretches][Tile::kColumns][kPermutedBlock];
 };
 
-template <typename T, typename Y, typename Tile>
+template <Epilogue kEpilogue, typename T, typename Y, typename Tile>
 class TileProduct {
  public:
   __device__ TileProduct(const MatMulArguments<T, Y>& a, Stage<T, Tile>* stages)
       : a_(a),
         stages_(stages),
         m0_(static_cast<int>(blockIdx.x) * Tile::kRows),
-        n0_(static_cast<int>(blockIdx.y) * Tile::kColumns),
+        y0_(static_cast<int>(blockIdx.y) * Outputs<kEpilogue>(Tile::kColumns)),
         warp_row_(static_cast<int>(threadIdx.x) / 32 % Tile::kRowWarps * Tile::kRowTiles * 16),
         warp_column_(static_cast<int>(threadIdx.x) / 32 / Tile::kRowWarps * Tile::kColumnTiles *
                      8) {}
@@ -72,9 +72,10 @@ class TileProduct {
     }
     for (int i = threadIdx.x; i < Tile::kColumns * kPieces; i += Tile::kThreads) {
       const int r = i / kPieces, c = i % kPieces * 8;
-      const bool inside = n0_ + r < a_.n && k0 + c < a_.k;
+      const TileColumn column = TileColumnOf<kEpilogue, 8>(a_.n, y0_, r);
+      const bool inside = column.output < OutputsOf<kEpilogue>(a_) && k0 + c < a_.k;
       gpu::CpAsync16(&to.w[c / kPermutedBlock][r][c % kPermutedBlock],
-                     inside ? a_.w + int64_t{n0_ + r} * a_.k + k0 + c : a_.w, inside ? 16 : 0);
+                     inside ? a_.w + int64_t{column.row} * a_.k + k0 + c : a_.w, inside ? 16 : 0);
     }
     gpu::CpAsyncCommit();
   }
@@ -124,16 +125,23 @@ class TileProduct {
   }
 
   __device__ void Write() const {
+    constexpr int kStride = kEpilogue == Epilogue::kSwiGlu ? 2 : 1;
     const int lane = gpu::LaneId();
 #pragma unroll
     for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
-      for (int j = 0; j < Tile::kColumnTiles; ++j) {
+      for (int j = 0; j < Tile::kColumnTiles; j += kStride) {
 #pragma unroll
         for (int part = 0; part < 4; ++part) {
           const int row = m0_ + warp_row_ + i * 16 + lane / 4 + part / 2 * 8;
-          const int column = n0_ + warp_column_ + j * 8 + lane % 4 * 2 + part % 2;
-          if (row < a_.rows && column < a_.n) Finish(a_, row, column, sums_[i][j][part]);
+          const int column =
+              y0_ + Outputs<kEpilogue>(warp_column_ + j * 8) + lane % 4 * 2 + part % 2;
+          if (row >= a_.rows || column >= OutputsOf<kEpilogue>(a_)) continue;
+          if constexpr (kEpilogue == Epilogue::kSwiGlu) {
+            FinishSwiGlu(a_, row, column, sums_[i][j][part], sums_[i][j + 1][part]);
+          } else {
+            Finish(a_, row, column, sums_[i][j][part]);
+          }
         }
       }
     }
@@ -141,39 +149,45 @@ class TileProduct {
 
   const MatMulArguments<T, Y>& a_;
   Stage<T, Tile>* const stages_;
-  const int m0_, n0_, warp_row_, warp_column_;
+  const int m0_, y0_, warp_row_, warp_column_;  // first row and column of y; the warp's of the tile
   float segment_[Tile::kRowTiles][Tile::kColumnTiles][4] = {};
   float sums_[Tile::kRowTiles][Tile::kColumnTiles][4];
 };
 
-template <typename T, typename Y, typename Tile>
+template <Epilogue kEpilogue, typename T, typename Y, typename Tile>
 __global__ void __launch_bounds__(Tile::kThreads) MatMulTiles(MatMulArguments<T, Y> a) {
   using Memory = Stage<T, Tile>;
   GPU_DYNAMIC_SHARED(stages, Memory);
-  TileProduct<T, Y, Tile>(a, stages).Run();
+  TileProduct<kEpilogue, T, Y, Tile>(a, stages).Run();
 }
 
-template <typename Tile, typename T, typename Y>
+template <Epilogue kEpilogue, typename Tile, typename T, typename Y>
 void Launch(gpu::StreamHandle handle, const MatMulArguments<T, Y>& a) {
   // Row tiles side by side: the blocks that run together share their tiles of W.
-  const dim3 grid(static_cast<unsigned>((a.rows + Tile::kRows - 1) / Tile::kRows),
-                  static_cast<unsigned>((a.n + Tile::kColumns - 1) / Tile::kColumns));
+  const dim3 grid(Blocks(a.rows, Tile::kRows),
+                  Blocks(OutputsOf<kEpilogue>(a), Outputs<kEpilogue>(Tile::kColumns)));
   gpu::Launch({grid, dim3(Tile::kThreads), Tile::kStages * sizeof(Stage<T, Tile>), handle},
-              MatMulTiles<T, Y, Tile>, a);
+              MatMulTiles<kEpilogue, T, Y, Tile>, a);
 }
 
 }  // namespace
 
-template <typename T, typename Y>
+template <Epilogue kEpilogue, typename T, typename Y>
 void LaunchMatMulTiles(gpu::StreamHandle handle, bool large, const MatMulArguments<T, Y>& a) {
-  large ? Launch<Large>(handle, a) : Launch<Small>(handle, a);
+  large ? Launch<kEpilogue, Large>(handle, a) : Launch<kEpilogue, Small>(handle, a);
 }
 
-template void LaunchMatMulTiles(gpu::StreamHandle, bool,
-                                const MatMulArguments<__nv_bfloat16, __nv_bfloat16>&);
-template void LaunchMatMulTiles(gpu::StreamHandle, bool,
-                                const MatMulArguments<__nv_bfloat16, float>&);
-template void LaunchMatMulTiles(gpu::StreamHandle, bool, const MatMulArguments<__half, __half>&);
-template void LaunchMatMulTiles(gpu::StreamHandle, bool, const MatMulArguments<__half, float>&);
+template void LaunchMatMulTiles<Epilogue::kStore>(
+    gpu::StreamHandle, bool, const MatMulArguments<__nv_bfloat16, __nv_bfloat16>&);
+template void LaunchMatMulTiles<Epilogue::kStore>(gpu::StreamHandle, bool,
+                                                  const MatMulArguments<__nv_bfloat16, float>&);
+template void LaunchMatMulTiles<Epilogue::kStore>(gpu::StreamHandle, bool,
+                                                  const MatMulArguments<__half, __half>&);
+template void LaunchMatMulTiles<Epilogue::kStore>(gpu::StreamHandle, bool,
+                                                  const MatMulArguments<__half, float>&);
+template void LaunchMatMulTiles<Epilogue::kSwiGlu>(
+    gpu::StreamHandle, bool, const MatMulArguments<__nv_bfloat16, __nv_bfloat16>&);
+template void LaunchMatMulTiles<Epilogue::kSwiGlu>(gpu::StreamHandle, bool,
+                                                   const MatMulArguments<__half, __half>&);
 
 }  // namespace trireme::cuda

@@ -31,6 +31,11 @@ __device__ inline T Rounded(float x) {
   }
 }
 
+// silu(gate) * up. No compiler may fuse a step of it, so that all kernels have the same bits.
+__device__ inline float SwiGlu(float gate, float up) {
+  return __fmul_rn(gate / __fadd_rn(1.0f, expf(-gate)), up);
+}
+
 // V neighbouring elements, moved with one instruction.
 template <typename T, int V>
 struct alignas(sizeof(T) * V) Pack {

@@ -87,6 +87,31 @@ void MatMulBench(benchmark::State& state, DType dtype, int64_t n, int64_t k) {
   Report(state, MatMulCost(rows, n, k, dtype, dtype), dtype);
 }
 
+// Gate and up of [2 I, K] with SwiGLU; unfused, the two ops that it replaces.
+void SwiGluBench(benchmark::State& state, DType dtype, bool fused) {
+  constexpr int64_t kIntermediate = 8192, kK = 2048;
+  const int64_t rows = state.range(0),
+                copies = Copies(rows, 2 * kIntermediate * kK * static_cast<int64_t>(SizeOf(dtype)));
+  const Tensor x = Filled(dtype, {rows, kK});
+  const std::vector<char> weight = FillHost(dtype, 2 * kIntermediate * kK);
+  const Tensor gate_up = Ok(Tensor::Create(*bench->device, dtype, {rows, 2 * kIntermediate}));
+  const Tensor y = Ok(Tensor::Create(*bench->device, dtype, {rows, kIntermediate}));
+  std::vector<std::unique_ptr<LinearWeight>> weights;
+  for (int64_t i = 0; i < copies; ++i) {
+    weights.push_back(Ok(PackLinear(*bench->stream,
+                                    ConstTensorView(weight.data(), dtype, {2 * kIntermediate, kK}),
+                                    dtype, fused ? LinearUse::kMatMulSwiGlu : LinearUse::kMatMul)));
+  }
+  int64_t next = 0;
+  Measure(state, [&] {
+    const LinearWeight& w = *weights[next++ % copies];
+    if (fused) return MatMulSwiGlu(*bench->stream, x.view(), w, {}, y.view());
+    MatMul(*bench->stream, x.view(), w, {}, gate_up.view());
+    SiluAndMul(*bench->stream, gate_up.view(), y.view());
+  });
+  Report(state, MatMulSwiGluCost(rows, kIntermediate, kK, dtype, dtype), dtype);
+}
+
 #if defined(TRIREME_BENCH_ONEDNN)
 void OneDnnBench(benchmark::State& state, DType dtype, int64_t n, int64_t k) {
   using dnnl::memory;
@@ -267,6 +292,19 @@ void RegisterMatMuls() {
   }
 }
 
+void RegisterSwiGlu() {
+  for (const DType dtype : {DType::kBF16, DType::kF32}) {
+    for (const bool fused : {true, false}) {
+      const std::string name = fused ? "matmul_swiglu/" : "matmul_swiglu_unfused/";
+      benchmark::RegisterBenchmark((name + Name(dtype)).c_str(), SwiGluBench, dtype, fused)
+          ->Arg(1)
+          ->Arg(16)
+          ->Arg(512)
+          ->UseRealTime();
+    }
+  }
+}
+
 void RegisterAttention() {
   for (DType dtype : {DType::kBF16, DType::kF32}) {
     const std::string name = Name(dtype);
@@ -326,6 +364,7 @@ int Main(int argc, char** argv) {
               state.ceilings.read_bytes_per_s / 1e9, state.ceilings.matmul_flops_f32 / 1e9,
               state.ceilings.matmul_flops_bf16 / 1e9, state.ceilings.matmul_flops_f16 / 1e9);
   RegisterMatMuls();
+  RegisterSwiGlu();
   RegisterAttention();
   RegisterRowOps();
   RegisterMolSearch();

@@ -40,6 +40,24 @@ TEST_F(OpsDeathTest, MatMul) {
   EXPECT_DEATH((void)PackLinear(stream(), w.view(), DType::kI32), "packed to i32");
 }
 
+TEST_F(OpsDeathTest, MatMulSwiGlu) {
+  const Tensor w = device_.Zeros(DType::kF32, {6, 8}), x = device_.Zeros(DType::kF32, {2, 8});
+  const Tensor y = device_.Zeros(DType::kF32, {2, 3}), wide = device_.Zeros(DType::kF32, {2, 6});
+  const auto plain = PackLinear(stream(), w.view(), DType::kF32);
+  const auto gated = PackLinear(stream(), w.view(), DType::kF32, LinearUse::kMatMulSwiGlu);
+  ASSERT_TRUE(plain.ok() && gated.ok());
+  EXPECT_DEATH(MatMulSwiGlu(stream(), x.view(), **gated, {}, wide.view()),
+               "y is \\[2, 6\\], must be \\[2, 3\\]");
+  EXPECT_DEATH(MatMulSwiGlu(stream(), x.view(), **gated, y.view(), y.view()), "bias is \\[2, 3\\]");
+  EXPECT_DEATH(MatMulSwiGlu(stream(), x.view(), **plain, {}, y.view()),
+               "packed for matmul, not for matmul with SwiGLU");
+  EXPECT_DEATH(MatMul(stream(), x.view(), **gated, {}, wide.view()),
+               "packed for matmul with SwiGLU, not for matmul");
+  EXPECT_DEATH(
+      (void)PackLinear(stream(), w.view().Rows(0, 5), DType::kF32, LinearUse::kMatMulSwiGlu),
+      "gate and up have 5 rows together");
+}
+
 TEST_F(OpsDeathTest, LookUps) {
   const Tensor table = device_.Zeros(DType::kF32, {5, 8}), out = device_.Zeros(DType::kF32, {2, 8});
   const Tensor wide_ids = device_.From(std::vector<int64_t>{1, 2});
@@ -100,6 +118,14 @@ TEST(OpCostTest, MatMulMovesEveryOperandOnce) {
   const OpCost cost = MatMulCost(3, 10, 20, DType::kF32, DType::kBF16);
   EXPECT_EQ(cost.flops, 2.0 * 3 * 10 * 20);
   EXPECT_EQ(cost.bytes, 10 * 20 * 2 + 3 * 20 * 4 + 3 * 10 * 4);
+}
+
+TEST(OpCostTest, MatMulSwiGluSavesStoringAndReadingWhatIsBetweenTheTwo) {
+  const OpCost product = MatMulCost(3, 20, 7, DType::kBF16, DType::kBF16);
+  const OpCost gated = SiluAndMulCost(3, 10, DType::kBF16);
+  const OpCost fused = MatMulSwiGluCost(3, 10, 7, DType::kBF16, DType::kBF16);
+  EXPECT_EQ(fused.flops, product.flops + gated.flops);
+  EXPECT_EQ(fused.bytes, product.bytes + gated.bytes - 2 * 3 * 20 * 2);
 }
 
 // What a loop over every element of [T, H] reads, writes and computes.

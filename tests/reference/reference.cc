@@ -59,6 +59,23 @@ Doubles SiluAndMul(const Doubles& gate_up, int64_t intermediate) {
   return out;
 }
 
+Doubles MatMulSwiGlu(const Doubles& x, const Doubles& w, const Doubles& bias, int64_t k) {
+  const int64_t intermediate = static_cast<int64_t>(w.size()) / k / 2;
+  Doubles y;
+  for (size_t row = 0; row < x.size(); row += k) {
+    for (int64_t j = 0; j < intermediate; ++j) {
+      double gate = bias.empty() ? 0.0 : bias[j];
+      double up = bias.empty() ? 0.0 : bias[intermediate + j];
+      for (int64_t i = 0; i < k; ++i) {
+        gate += x[row + i] * w[j * k + i];
+        up += x[row + i] * w[(intermediate + j) * k + i];
+      }
+      y.push_back(gate / (1.0 + std::exp(-gate)) * up);
+    }
+  }
+  return y;
+}
+
 Doubles GatherRows(const Doubles& x, const std::vector<int32_t>& indices, int64_t hidden) {
   Doubles out;
   for (int32_t index : indices) {

@@ -25,6 +25,10 @@ Doubles MatMul(const Doubles& x, const Doubles& w, const Doubles& bias, int64_t 
 // gate_up [T, 2 I] -> [T, I].
 Doubles SiluAndMul(const Doubles& gate_up, int64_t intermediate);
 
+// x [T, K], w [2 I, K] (gate rows, then up), bias [2 I] or empty -> [T, I]. Nothing is rounded in
+// between.
+Doubles MatMulSwiGlu(const Doubles& x, const Doubles& w, const Doubles& bias, int64_t k);
+
 // x [T, H] -> [S, H].
 Doubles GatherRows(const Doubles& x, const std::vector<int32_t>& indices, int64_t hidden);
 
