@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -45,13 +46,29 @@ class Sampler {
   absl::Status Sample(Stream& stream, TensorView logits, std::span<const SampleRow> rows,
                       std::vector<SampledToken>* sampled);
 
+  // Sample in three parts, of which the second is captured behind the logits in a graph. Prepare
+  // uploads what `rows` ask of the device, padded to `padded` rows by such as ask nothing, and
+  // borrows them until Finish; Enqueue, or its replay, answers it in memory that never moves, for
+  // logits [padded, vocabulary.size()]; Finish chooses, as Sample would have. What has no fixed
+  // place or number (penalties, top-k, top-p, min-p, log-probabilities) Finish asks of the device
+  // anew. REQUIRES: padded is within what was reserved.
+  void Prepare(Stream& stream, std::span<const SampleRow> rows, int64_t padded);
+  void Enqueue(Stream& stream, TensorView logits);
+  absl::Status Finish(Stream& stream, TensorView logits, std::vector<SampledToken>* sampled);
+  // What Enqueue writes, for whoever compares it. REQUIRES: prepared.
+  ConstTensorView answers() const { return captured_outputs_.all(); }
+
   // Makes room for so many rows with the usual numbers of candidates and penalties, on the device
   // and for sequences of `tokens` tokens on the host, and tells how much the former is. More takes
   // more when it comes.
   absl::Status Reserve(Device& device, int64_t rows, int64_t tokens);
   static int64_t ReservedBytes(int64_t rows);
-  int64_t device_bytes() const { return inputs_.bytes() + outputs_.bytes(); }
-  // Spent in the device's ops so far, up to the end of the wait for them.
+  int64_t device_bytes() const {
+    return inputs_.bytes() + outputs_.bytes() + captured_inputs_.bytes() +
+           captured_outputs_.bytes();
+  }
+  // Spent in the device's ops so far, up to the end of the wait for them; without what Enqueue is
+  // called in.
   double op_seconds() const { return op_seconds_; }
 
   struct Candidate {
@@ -68,6 +85,11 @@ class Sampler {
     // Forgets its tensors and has room for `bytes` of new ones. Allocates now and then.
     absl::Status Reset(Device& device, size_t bytes);
     TensorView Add(DType dtype, Shape shape);
+    // The host's copies of all tensors become zeros.
+    void Clear();
+    ConstTensorView all() const {
+      return {base_, DType::kU8, {static_cast<int64_t>(arena_.used())}};
+    }
     int64_t bytes() const { return static_cast<int64_t>(arena_.capacity()); }
     void ToDevice(Stream& stream);
     void ToHost(Stream& stream);
@@ -91,7 +113,20 @@ class Sampler {
     enum { kNoDraw, kWithoutMinP, kWithMinP } draw = kNoDraw;
   };
   class DeviceVisit;
+  // Of rows that want no more: their best token, and a draw from the whole vocabulary.
+  static const Visit kCaptured;
+  // The rows of a call, and what their first visit is to bring.
+  struct Begun {
+    size_t rows = 0;
+    Visit visit;
+    bool min_p_draws = false;  // are another visit
+    bool captured = false;     // the first visit is the captured one
+  };
 
+  Begun Begin(std::span<const SampleRow> rows);
+  // From what the first visit brought.
+  absl::Status Choose(Stream& stream, TensorView logits, const Begun& begun,
+                      std::vector<SampledToken>* sampled);
   // A visit by all ranks, and the exchange and merge of what it brought.
   absl::Status VisitAndMerge(Stream& stream, TensorView logits, std::span<RowState> rows,
                              const Visit& visit);
@@ -101,6 +136,10 @@ class Sampler {
   Range vocabulary_;
   int64_t widest_shard_;
   Staging inputs_, outputs_;
+  Staging captured_inputs_, captured_outputs_;  // do not move once reserved
+  int64_t reserved_rows_ = 0;
+  std::unique_ptr<DeviceVisit> captured_;
+  Begun prepared_;
   std::vector<char> send_, receive_;
   std::vector<RowState> states_;   // of as many rows as a call has had
   std::vector<ShardView> shards_;  // of one row, by rank

@@ -128,12 +128,14 @@ TensorView Worker::ReceiveHidden(const Batch& batch, int64_t tokens) {
   return hidden;
 }
 
-void Worker::Compute(const Batch& batch, TensorView hidden) {
+void Worker::Compute(const Batch& batch, TensorView hidden, bool sample) {
   if (groups_.first_stage()) decoder_->Embed(*stream_, batch, hidden);
   decoder_->Forward(*stream_, batch, kv_, hidden);
   if (!groups_.last_stage() || batch.logit_count() == 0) return;
   CHECK_LE(batch.logit_count(), options_.max_logit_rows);
-  decoder_->Logits(*stream_, batch, hidden, logits_.view().Rows(0, batch.logit_count()));
+  const TensorView logits = logits_.view().Rows(0, batch.logit_count());
+  decoder_->Logits(*stream_, batch, hidden, logits);
+  if (sample) sampler_->Enqueue(*stream_, logits);
 }
 
 absl::Status Worker::Begin(const StepPlan& plan) {
@@ -156,12 +158,15 @@ bool Worker::RunStage(const StepPlan& plan, StepResult* result) {
   for (const PageCopy& copy : plan.page_copies) kv_.CopyPage(*stream_, copy.source, copy.target);
   const bool decode = IsDecodeStep(plan);
   const GraphKey key = decode ? KeyOf(plan) : GraphKey{};
-  const Batch batch = batches_->Build(*stream_, plan, graphs_.Holds(key) ? key.size : 0);
+  const bool replays = decode && graphs_.Holds(key);
+  const Batch batch = batches_->Build(*stream_, plan, replays ? key.size : 0);
+  if (sampler_) CollectRows(plan);
+  if (sampler_ && replays) sampler_->Prepare(*stream_, rows_, key.size);
   const TensorView hidden = ReceiveHidden(batch, plan.num_tokens());
   {
     const Timer timer(op_seconds_);
     const TraceScope forward("forward", plan.step);
-    const auto compute = [&] { Compute(batch, hidden); };
+    const auto compute = [&] { Compute(batch, hidden, /*sample=*/replays); };
     if (decode) {
       graphs_.Run(*stream_, key, compute);
     } else {
@@ -175,9 +180,8 @@ bool Worker::RunStage(const StepPlan& plan, StepResult* result) {
     return false;
   }
   if (batch.logit_count() == 0) return true;
-  const TensorView logits = logits_.view().Rows(0, batch.logit_count());
   const TraceScope sample("sample", plan.step);
-  SampleRows(plan, batch, logits, result);
+  SampleRows(batch, replays, result);
   RememberSampled(plan, *result);
   return true;
 }
@@ -193,8 +197,7 @@ void Worker::RememberSampled(const StepPlan& plan, const StepResult& result) {
   }
 }
 
-void Worker::SampleRows(const StepPlan& plan, const Batch& batch, TensorView logits,
-                        StepResult* result) {
+void Worker::CollectRows(const StepPlan& plan) {
   rows_.clear();
   bool evaluation = false;  // plans that ask for all logits hold nothing else
   for (const Chunk& chunk : plan.chunks) {
@@ -205,12 +208,18 @@ void Worker::SampleRows(const StepPlan& plan, const Batch& batch, TensorView log
     if (chunk.logit_rows == LogitRows::kAll) evaluation = true;
   }
   CHECK(rows_.empty() || !evaluation) << "sampling and evaluation in one step";
+}
+
+// What was prepared has been answered behind the logits.
+void Worker::SampleRows(const Batch& batch, bool prepared, StepResult* result) {
   if (rows_.empty()) {
-    result->logits = CollectLogits(logits.Rows(0, batch.logit_count()));
+    result->logits = CollectLogits(logits_.view().Rows(0, batch.logit_count()));
     return;
   }
-  const absl::Status status = sampler_->Sample(
-      *stream_, logits.Rows(0, static_cast<int64_t>(rows_.size())), rows_, &result->sampled);
+  const TensorView logits = logits_.view().Rows(0, static_cast<int64_t>(rows_.size()));
+  const absl::Status status = prepared
+                                  ? sampler_->Finish(*stream_, logits, &result->sampled)
+                                  : sampler_->Sample(*stream_, logits, rows_, &result->sampled);
   if (!status.ok()) result->error = std::string(status.message());
 }
 

@@ -112,14 +112,19 @@ class Worker {
   // Captures the decode steps of all sizes; worker_graphs.cc.
   absl::Status CaptureGraphs();
   void FillTrial(int64_t sequences, int round, Batch* batch, TensorView hidden);
+  // The questions of a trial to the sampler. Last stage only.
+  void PrepareTrial(int64_t sequences, int round);
   // REQUIRES: IsDecodeStep(plan).
   GraphKey KeyOf(const StepPlan& plan) const;
   bool OnAllRanksOfGroup(bool here);
   bool RunStage(const StepPlan& plan, StepResult* result);
   TensorView ReceiveHidden(const Batch& batch, int64_t tokens);
-  // All of this stage that is neither sent nor received: what a graph holds.
-  void Compute(const Batch& batch, TensorView hidden);
-  void SampleRows(const StepPlan& plan, const Batch& batch, TensorView logits, StepResult* result);
+  // All of this stage that is neither sent nor received; with `sample` also the device's part of
+  // what the sampler has prepared, on the last stage: what a graph holds.
+  void Compute(const Batch& batch, TensorView hidden, bool sample);
+  // The rows that are sampled, into rows_.
+  void CollectRows(const StepPlan& plan);
+  void SampleRows(const Batch& batch, bool prepared, StepResult* result);
   std::vector<float> CollectLogits(TensorView logits);
   void RememberSampled(const StepPlan& plan, const StepResult& result);
 

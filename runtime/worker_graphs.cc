@@ -31,6 +31,7 @@ bool Worker::OnAllRanksOfGroup(bool here) {
 }
 
 void Worker::FillTrial(int64_t sequences, int round, Batch* batch, TensorView hidden) {
+  if (groups_.last_stage()) PrepareTrial(sequences, round);
   *batch = batches_->BuildTrial(*stream_,
                                 {.sequences = sequences,
                                  .vocab_size = config_.vocab_size,
@@ -46,6 +47,18 @@ void Worker::FillTrial(int64_t sequences, int round, Batch* batch, TensorView hi
   ConvertFloats(DType::kF32, values.data(), hidden.dtype, bytes.data(), hidden.elements());
   stream_->Copy(hidden.data, bytes.data(), bytes.size());
   CHECK(stream_->Synchronize().ok());  // the bytes go
+}
+
+// Of each two rows one asks for a draw, in the other round the other.
+void Worker::PrepareTrial(int64_t sequences, int round) {
+  std::vector<SamplingParams> params(sequences);
+  std::vector<SampleRow> rows;
+  for (int64_t s = 0; s < sequences; ++s) {
+    if ((s + round) % 2 == 1) params[s].temperature = 0.7f;
+    params[s].seed = static_cast<uint64_t>(s);
+    rows.push_back({&params[s], {}, 0});
+  }
+  sampler_->Prepare(*stream_, rows, sequences);
 }
 
 absl::Status Worker::CaptureGraphs() {
@@ -74,9 +87,13 @@ absl::Status Worker::CaptureGraphs() {
       const TensorView hidden = hidden_[turn].data.view().Rows(0, sequences);
       Batch batch;
       GraphTrial trial{.fill = [&](int round) { FillTrial(sequences, round, &batch, hidden); },
-                       .work = [&] { Compute(batch, hidden); },
+                       .work = [&] { Compute(batch, hidden, /*sample=*/true); },
                        .outputs = {hidden}};
-      if (groups_.last_stage()) trial.outputs.push_back(logits_.view().Rows(0, sequences));
+      if (groups_.last_stage()) {
+        trial.outputs.push_back(logits_.view().Rows(0, sequences));
+        PrepareTrial(sequences, 0);  // which finds the answers their place
+        trial.outputs.push_back(sampler_->answers());
+      }
       graphs_.Capture(*stream_,
                       {.work = "decode", .size = sequences, .variant = static_cast<int64_t>(turn)},
                       trial);

@@ -52,7 +52,7 @@ WorkerOptions OptionsOf(bool graphs) {
 
 // More than run at once, of all lengths, so that batches grow and shrink.
 std::vector<Request> Requests() {
-  std::vector<Request> requests(5);
+  std::vector<Request> requests(6);
   for (size_t i = 0; i < requests.size(); ++i) {
     Request& request = requests[i];
     request.id = i;
@@ -61,7 +61,10 @@ std::vector<Request> Requests() {
     request.max_tokens = static_cast<int64_t>(4 + 5 * i % 8);
     request.sampling.seed = i;
     if (i % 2 == 1) request.sampling.temperature = 0.8f;
+    // What a graph does not sample, in the company of what it does.
+    if (i == 1) request.sampling.min_p = 0.02f;
     if (i == 3) request.sampling.repetition_penalty = 1.3f;
+    if (i == 4) request.sampling.logprobs = 1;
   }
   return requests;
 }

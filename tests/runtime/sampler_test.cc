@@ -164,6 +164,72 @@ TEST_F(SamplerTest, RowsWithoutAFiniteLogitGetNoTokenAndDisturbNobody) {
   }
 }
 
+// As a worker with graphs does it: the device's part apart, for more rows than there are, one kind
+// of rows after the other in the same memory.
+TEST_F(SamplerTest, PreparedRowsGetWhatSampleGivesThem) {
+  constexpr int64_t kVocabulary = 515, kPadded = 5;
+  const std::vector<TokenId> history = {3, 5, 5, 7};
+  SamplingParams greedy, drawn, min_p, penalized, top_k, top_p, logprobs;
+  drawn.temperature = min_p.temperature = penalized.temperature = top_k.temperature =
+      top_p.temperature = 0.9f;
+  min_p.min_p = 0.1f;
+  penalized.repetition_penalty = 1.5f;
+  top_k.top_k = 7;
+  top_p.top_p = 0.8f;
+  logprobs.logprobs = 2;
+  const Range mine = PieceOf(kVocabulary, World().size(), World().rank());
+  Sampler prepared(groups_.tp.get(), mine, kVocabulary), whole(groups_.tp.get(), mine, kVocabulary);
+  ASSERT_TRUE(prepared.Reserve(device_.device(), kPadded, 16).ok());
+  const int64_t reserved = prepared.device_bytes();
+  EXPECT_LE(reserved, Sampler::ReservedBytes(kPadded));
+  const void* place = nullptr;
+  uint64_t seed = 0;
+  for (const std::vector<const SamplingParams*>& kinds :
+       std::vector<std::vector<const SamplingParams*>>{
+           {&greedy, &drawn, &drawn},
+           {&drawn, &min_p},
+           {&greedy, &greedy, &greedy, &greedy, &greedy},
+           {&penalized, &drawn},
+           {&greedy},
+           {&top_k, &drawn, &greedy},
+           {&top_p},
+           {&logprobs, &greedy},
+           {&min_p, &drawn, &greedy}}) {
+    std::vector<SamplingParams> params;
+    for (const SamplingParams* kind : kinds) {
+      params.push_back(*kind);
+      params.back().seed = ++seed;
+    }
+    std::vector<SampleRow> rows;
+    for (const SamplingParams& p : params) rows.push_back({&p, history, 2});
+    std::vector<float> logits;
+    for (int64_t r = 0; r < kPadded; ++r) {
+      const std::vector<float> row = MakeLogits(kVocabulary, 100 * seed + r, 3.0);
+      logits.insert(logits.end(), row.begin() + mine.begin, row.begin() + mine.end);
+    }
+    std::vector<float> again = logits;  // penalties change them
+    const auto rows_of = [&](std::vector<float>& values, int64_t count) {
+      return TensorView(values.data(), DType::kF32, {count, mine.size()});
+    };
+    const auto count = static_cast<int64_t>(rows.size());
+    Stream& stream = device_.stream();
+    std::vector<SampledToken> got, expected;
+    prepared.Prepare(stream, rows, kPadded);
+    if (place == nullptr) place = prepared.answers().data;
+    EXPECT_EQ(prepared.answers().data, place);
+    prepared.Enqueue(stream, rows_of(logits, kPadded));
+    ASSERT_TRUE(prepared.Finish(stream, rows_of(logits, count), &got).ok());
+    ASSERT_TRUE(whole.Sample(stream, rows_of(again, count), rows, &expected).ok());
+    ASSERT_EQ(got.size(), expected.size());
+    for (size_t r = 0; r < got.size(); ++r) {
+      EXPECT_EQ(got[r].token, expected[r].token) << r << " at seed " << seed;
+      EXPECT_EQ(got[r].logprob, expected[r].logprob);
+      EXPECT_EQ(got[r].top, expected[r].top);
+    }
+  }
+  EXPECT_EQ(prepared.device_bytes(), reserved);
+}
+
 TEST_F(SamplerTest, SmallerIdWinsATie) {
   SamplingParams p;
   EXPECT_EQ(Sample({std::vector<float>(40, 1.5f)}, {{&p, {}, 0}})[0].token, 0);
