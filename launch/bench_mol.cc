@@ -99,7 +99,7 @@ class MolBench {
     out["build_items_per_s"] = static_cast<double>(items) / build_seconds;
     out["build_share_of_matmul"] =
         flops * static_cast<double>(items) / build_seconds / ceilings.matmul_flops_f32;
-    out["table_bytes_per_item"] = static_cast<double>(table->shard().bytes().total()) *
+    out["table_bytes_per_item"] = static_cast<double>(table->shard().bytes().table()) *
                                   control_.size() /
                                   static_cast<double>(std::max<int64_t>(1, items));
     for (const int64_t batch : flags_.batch) {
@@ -190,30 +190,39 @@ class MolBench {
     Stream& stream = *job_->group().stream;
     const MolShape& shape = table.model().shape();
     const auto batch = static_cast<int64_t>(queries.size());
-    ASSIGN_OR_RETURN(const Tensor components,
-                     Tensor::Create(stream.device(), DType::kF32,
-                                    {batch, shape.query_components * shape.component_dim}));
-    ASSIGN_OR_RETURN(const Tensor gates,
-                     Tensor::Create(stream.device(), DType::kF32, {batch, shape.gate_width()}));
+    const Shape component_shape = {batch, shape.query_components * shape.component_dim};
+    const Shape gate_shape = {batch, shape.gate_width()};
+    const Shape mask_shape = {1, table.shard().mask_words()}, key_shape = {batch, k};
+    const bool host_memory = stream.device().spec().host_memory;
+    ASSIGN_OR_RETURN(
+        Arena memory,
+        Arena::Create(stream.device(), Arena::Footprint(DType::kF32, component_shape) +
+                                           Arena::Footprint(DType::kF32, gate_shape) +
+                                           ArgumentBytes(host_memory, DType::kI32, mask_shape) +
+                                           ArgumentBytes(host_memory, DType::kI32, {batch}) +
+                                           ArgumentBytes(host_memory, DType::kI64, key_shape) +
+                                           ArgumentBytes(host_memory, DType::kI32, key_shape)));
+    const TensorView components = memory.Allocate(DType::kF32, component_shape);
+    const TensorView gates = memory.Allocate(DType::kF32, gate_shape);
     for (int64_t b = 0; b < batch; ++b) {
-      stream.Copy(components.view().row<float>(b), queries[b].embedding.data(),
+      stream.Copy(components.row<float>(b), queries[b].embedding.data(),
                   queries[b].embedding.size() * sizeof(float));
     }
     std::vector<int32_t> mask(std::max<int64_t>(1, table.shard().mask_words())), which(batch);
     table.shard().FillMask({}, nullptr, mask.data());
-    const OpInput<int32_t> masks(stream, mask.data(), {1, table.shard().mask_words()});
-    const OpInput<int32_t> query_mask(stream, which.data(), {batch});
+    const OpInput<int32_t> masks(stream, memory, mask.data(), mask_shape);
+    const OpInput<int32_t> query_mask(stream, memory, which.data(), {batch});
     MolAllowed allowed;
     allowed.masks = masks.view();
     allowed.query_mask = query_mask.view();
     std::vector<uint64_t> keys(batch * k);
     std::vector<int32_t> slots(batch * k);
-    const OpOutput<uint64_t> key_output(stream, keys.data(), DType::kI64, {batch, k});
-    const OpOutput<int32_t> slot_output(stream, slots.data(), DType::kI32, {batch, k});
+    const OpOutput<uint64_t> key_output(stream, memory, keys.data(), DType::kI64, key_shape);
+    const OpOutput<int32_t> slot_output(stream, memory, slots.data(), DType::kI32, key_shape);
     const MolTopK topk{key_output.view(), slot_output.view()};
     ASSIGN_OR_RETURN(const double seconds, Time([&] {
-                       MolAverageTopK(stream, shape, {components.view(), gates.view()},
-                                      table.shard().view(), allowed, topk, nullptr);
+                       MolAverageTopK(stream, shape, {components, gates}, table.shard().view(),
+                                      allowed, topk, nullptr);
                        return stream.Synchronize();
                      }));
     (*out)["dot_product_ms"] = seconds * 1e3;

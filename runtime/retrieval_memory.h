@@ -1,22 +1,21 @@
 // The host's arrays as arguments of a device's ops. Where the host can read the device's memory
-// they are the arrays themselves, and nothing is copied.
+// they are the arrays themselves, and nothing is copied; elsewhere their memory comes from an arena
+// that was reserved before, so that a collective call does not fail half way for want of it.
 #pragma once
 
 #include <cstdint>
+#include <mutex>
 #include <utility>
 #include <vector>
 
-#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "kernels/device.h"
 
 namespace trireme {
 
-// Memory for an op's arguments; where a device lacks it in the middle of a collective call the job
-// ends: the other ranks would wait for ever.
-inline Tensor ArgumentMemory(Stream& stream, DType dtype, const Shape& shape) {
-  auto tensor = Tensor::Create(stream.device(), dtype, shape);
-  CHECK(tensor.ok()) << tensor.status().ToString();
-  return std::move(tensor).value();
+// What an OpInput or OpOutput of this shape takes of its arena.
+inline size_t ArgumentBytes(bool host_memory, DType dtype, const Shape& shape) {
+  return host_memory ? 0 : Arena::Footprint(dtype, shape);
 }
 
 // What an op reads. The array must stay as it is until the stream has been waited for.
@@ -24,19 +23,19 @@ template <typename T>
 class OpInput {
  public:
   OpInput() = default;
-  OpInput(Stream& stream, const T* data, const Shape& shape) : view_(data, kDTypeOf<T>, shape) {
+  OpInput(Stream& stream, Arena& memory, const T* data, const Shape& shape)
+      : view_(data, kDTypeOf<T>, shape) {
     // Never null, so that an empty list is still there.
     static const T kNone{};
     if (data == nullptr) view_.data = &kNone;
     if (stream.device().spec().host_memory) return;
-    memory_ = ArgumentMemory(stream, view_.dtype, shape);
-    stream.Copy(memory_.view().data, data, view_.bytes());
-    view_ = memory_.view();
+    const TensorView copy = memory.Allocate(view_.dtype, shape);
+    stream.Copy(copy.data, data, view_.bytes());
+    view_ = copy;
   }
   ConstTensorView view() const { return view_; }
 
  private:
-  Tensor memory_;
   ConstTensorView view_;
 };
 
@@ -44,11 +43,9 @@ class OpInput {
 template <typename T>
 class OpOutput {
  public:
-  OpOutput(Stream& stream, T* data, DType dtype, const Shape& shape)
+  OpOutput(Stream& stream, Arena& memory, T* data, DType dtype, const Shape& shape)
       : host_(data), view_(data, dtype, shape) {
-    if (stream.device().spec().host_memory) return;
-    memory_ = ArgumentMemory(stream, dtype, shape);
-    view_ = memory_.view();
+    if (!stream.device().spec().host_memory) view_ = memory.Allocate(dtype, shape);
   }
   TensorView view() const { return view_; }
   // Enqueues the way to the host, after the op.
@@ -58,8 +55,50 @@ class OpOutput {
 
  private:
   T* host_;
-  Tensor memory_;
   TensorView view_;
+};
+
+// Frees what is allocated of an arena within its scope.
+class ArenaScope {
+ public:
+  explicit ArenaScope(Arena& arena) : arena_(arena), mark_(arena.used()) {}
+  ~ArenaScope() { arena_.Rewind(mark_); }
+  ArenaScope(const ArenaScope&) = delete;
+  ArenaScope& operator=(const ArenaScope&) = delete;
+
+ private:
+  Arena& arena_;
+  const size_t mark_;
+};
+
+// Memory that searches have one after the other: as many arenas as there ever were searches at the
+// same time, each as large as the largest it was needed for. Any thread.
+class ArenaPool {
+ public:
+  // At least `bytes`, empty. ResourceExhausted when it must grow and the device lacks the memory.
+  absl::StatusOr<Arena> Take(Device& device, size_t bytes) {
+    Arena arena;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!free_.empty()) {
+        arena = std::move(free_.back());
+        free_.pop_back();
+      }
+    }
+    if (arena.capacity() >= bytes) return arena;
+    arena = Arena();  // first gives back what it had
+    return Arena::Create(device, bytes);
+  }
+  void Give(Arena arena) {
+    if (arena.capacity() == 0) return;
+    arena.Reset();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    free_.push_back(std::move(arena));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Arena> free_;
 };
 
 }  // namespace trireme

@@ -5,10 +5,13 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <set>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "kernels/status.h"
 #include "runtime/retrieval_memory.h"
+#include "runtime/retrieval_scan_plan.h"
 
 namespace trireme {
 namespace {
@@ -43,12 +46,12 @@ absl::Status CheckQuery(const RetrievalQuery& query, const MolConfig& config) {
 // k keys and slots a list, as an op writes them and the host reads them.
 class KeyLists {
  public:
-  KeyLists(Stream& stream, int64_t lists, int64_t k)
+  KeyLists(Stream& stream, Arena& memory, int64_t lists, int64_t k)
       : keys(lists * k),
         slots(lists * k, -1),
         stream_(stream),
-        key_output_(stream, keys.data(), DType::kI64, {lists, k}),
-        slot_output_(stream, slots.data(), DType::kI32, {lists, k}) {}
+        key_output_(stream, memory, keys.data(), DType::kI64, {lists, k}),
+        slot_output_(stream, memory, slots.data(), DType::kI32, {lists, k}) {}
   MolTopK view() const { return {key_output_.view(), slot_output_.view()}; }
   // After the op: waits, and fills the arrays.
   absl::Status Fetch() {
@@ -78,32 +81,53 @@ class Scan {
         rows_(context.rows),
         counts_(context.counts) {}
 
-  // Projects the queries and lays out what they may be answered with.
-  absl::Status Prepare(const std::vector<const RetrievalQuery*>& queries,
-                       const std::vector<const Filter*>& filters) {
+  ~Scan() { table_.search_memory().Give(std::move(memory_)); }
+
+  // Takes all the memory of the device that the scan needs; first of all, so that nothing is on its
+  // way when one rank lacks it.
+  absl::Status Reserve(const std::vector<const RetrievalQuery*>& queries,
+                       const std::vector<const Filter*>& filters, const RetrievalOptions& options) {
     batch_ = static_cast<int64_t>(queries.size());
-    ASSIGN_OR_RETURN(components_, Floats(batch_, shape_.query_components * shape_.component_dim));
-    ASSIGN_OR_RETURN(gates_, Floats(batch_, shape_.gate_width()));
+    const std::set<const Filter*> distinct(filters.begin(), filters.end());
+    int64_t excluded = 0;
+    for (const RetrievalQuery* query : queries)
+      excluded += static_cast<int64_t>(query->exclude_ids.size());
+    const ScanBytes bytes = ScanPlan(table_, group_, batch_)
+                                .Bytes(options, static_cast<int64_t>(distinct.size()), excluded);
+    auto memory = table_.search_memory().Take(stream_.device(), bytes.total());
+    if (!memory.ok()) {
+      const auto mega = [](size_t n) { return static_cast<double>(n) * 1e-6; };
+      return absl::ResourceExhaustedError(absl::StrFormat(
+          "retrieval search: %d queries with k %d need %.1f MB on this rank (queries %.1f, masks "
+          "%.1f, answers %.1f); use fewer candidates or a smaller table: %s",
+          batch_, options.k, mega(bytes.total()), mega(bytes.queries), mega(bytes.masks),
+          mega(bytes.answers), memory.status().message()));
+    }
+    memory_ = *std::move(memory);
+    return absl::OkStatus();
+  }
+
+  // Projects the queries and lays out what they may be answered with.
+  void Prepare(const std::vector<const RetrievalQuery*>& queries,
+               const std::vector<const Filter*>& filters) {
+    components_ = Floats(shape_.query_components * shape_.component_dim);
+    gates_ = Floats(shape_.gate_width());
     const MolConfig& config = table_.model().config();
-    ASSIGN_OR_RETURN(const Tensor raw, Floats(batch_, config.query_dim));
-    ASSIGN_OR_RETURN(Arena arena,
-                     Arena::Create(stream_.device(), table_.model().ArenaBytes(batch_)));
+    const TensorView raw = Floats(config.query_dim);
     std::vector<int64_t> users;
     for (int64_t b = 0; b < batch_; ++b) {
-      stream_.Copy(raw.view().row<float>(b), queries[b]->embedding.data(),
+      stream_.Copy(raw.row<float>(b), queries[b]->embedding.data(),
                    config.query_dim * sizeof(float));
       users.push_back(queries[b]->user_id);
     }
-    table_.model().ProjectQueries(stream_, raw.view(), users, arena, components_.view(),
-                                  gates_.view());
+    table_.model().ProjectQueries(stream_, raw, users, memory_, components_, gates_);
     FillMasks(filters);
     FillExcluded(queries);
-    return absl::OkStatus();
   }
 
   // Fills ids and scores of the answers.
   absl::Status Exact(bool prune, int64_t k, const std::vector<RetrievalAnswer*>& answers) {
-    KeyLists found(stream_, batch_, k);
+    KeyLists found(stream_, memory_, batch_, k);
     MolSearch(stream_, table_.model().gate(), queries(), shard_.view(), allowed(), prune,
               found.view(), scan_counts());
     RETURN_IF_ERROR(found.Fetch());
@@ -127,7 +151,7 @@ class Scan {
       all.insert(all.end(), list.begin(), list.end());
       begin.push_back(static_cast<int32_t>(all.size()));
     }
-    KeyLists found(stream_, batch_, options.k);
+    KeyLists found(stream_, memory_, batch_, options.k);
     const OpInput<int32_t> begins = Input(begin), slots = Input(all);
     MolRescore(stream_, table_.model().gate(), queries(), shard_.view(), begins.view(),
                slots.view(), found.view(), scan_counts());
@@ -143,13 +167,11 @@ class Scan {
   }
 
  private:
-  absl::StatusOr<Tensor> Floats(int64_t rows, int64_t columns) {
-    return Tensor::Create(stream_.device(), DType::kF32, {rows, columns});
-  }
+  TensorView Floats(int64_t columns) { return memory_.Allocate(DType::kF32, {batch_, columns}); }
   OpInput<int32_t> Input(const std::vector<int32_t>& values) {
-    return OpInput<int32_t>(stream_, values.data(), {static_cast<int64_t>(values.size())});
+    return {stream_, memory_, values.data(), {static_cast<int64_t>(values.size())}};
   }
-  MolQueries queries() const { return {components_.view(), gates_.view()}; }
+  MolQueries queries() const { return {components_, gates_}; }
   MolAllowed allowed() const {
     MolAllowed allowed;
     allowed.masks = mask_input_.view();
@@ -176,7 +198,7 @@ class Scan {
     for (int64_t f = 0; f < masks; ++f) {
       shard_.FillMask(*distinct[f], rows_, masks_.data() + f * shard_.mask_words());
     }
-    mask_input_ = OpInput<int32_t>(stream_, masks_.data(), {masks, shard_.mask_words()});
+    mask_input_ = OpInput<int32_t>(stream_, memory_, masks_.data(), {masks, shard_.mask_words()});
     query_mask_input_ = Input(query_mask_);
   }
 
@@ -199,8 +221,9 @@ class Scan {
     Communicator& communicator = *group_.communicator;
     const auto n = static_cast<int64_t>(keys.size());
     std::vector<uint64_t> all(n * communicator.size());
-    const OpInput<int64_t> in(stream_, reinterpret_cast<const int64_t*>(keys.data()), {n});
-    const OpOutput<uint64_t> out(stream_, all.data(), DType::kI64,
+    const ArenaScope scope(memory_);
+    const OpInput<int64_t> in(stream_, memory_, reinterpret_cast<const int64_t*>(keys.data()), {n});
+    const OpOutput<uint64_t> out(stream_, memory_, all.data(), DType::kI64,
                                  {static_cast<int64_t>(all.size())});
     communicator.AllGather(stream_, in.view(), out.view());
     out.Fetch(stream_);
@@ -225,7 +248,8 @@ class Scan {
 
   absl::Status Average(int64_t k, std::vector<std::vector<int32_t>>* candidates,
                        std::vector<float>* bound) {
-    KeyLists found(stream_, batch_, k);
+    const ArenaScope scope(memory_);
+    KeyLists found(stream_, memory_, batch_, k);
     MolAverageTopK(stream_, shape_, queries(), shard_.view(), allowed(), found.view(),
                    scan_counts());
     RETURN_IF_ERROR(found.Fetch());
@@ -241,7 +265,8 @@ class Scan {
   absl::Status PerEmbedding(int64_t k, std::vector<std::vector<int32_t>>* candidates,
                             std::vector<float>* bound) {
     const int64_t logits = shape_.logits();
-    KeyLists found(stream_, batch_ * logits, k);
+    const ArenaScope scope(memory_);
+    KeyLists found(stream_, memory_, batch_ * logits, k);
     MolLogitTopK(stream_, shape_, queries(), shard_.view(), allowed(), found.view(), scan_counts());
     RETURN_IF_ERROR(found.Fetch());
     ASSIGN_OR_RETURN(const std::vector<uint64_t> last, LastKeys(found.keys, batch_ * logits, k));
@@ -305,7 +330,8 @@ class Scan {
   const std::vector<uint32_t>* rows_;
   RetrievalCounts* counts_;
   int64_t batch_ = 0;
-  Tensor components_, gates_;  // [B, Pq * d], [B, G]
+  Arena memory_;
+  TensorView components_, gates_;  // [B, Pq * d], [B, G]
   std::vector<int32_t> masks_, query_mask_, excluded_begin_, excluded_;
   OpInput<int32_t> mask_input_, query_mask_input_, excluded_begin_input_, excluded_input_;
 };
@@ -360,7 +386,8 @@ absl::StatusOr<std::vector<RetrievalAnswer>> SearchTable(const RetrievalTable& t
         batch_answers.push_back(&answers[some[i]]);
       }
       Scan scan(table, group, context);
-      RETURN_IF_ERROR(group.Agree(scan.Prepare(batch, batch_filters)));
+      RETURN_IF_ERROR(group.Agree(scan.Reserve(batch, batch_filters, how)));
+      scan.Prepare(batch, batch_filters);
       RETURN_IF_ERROR(how.mode == RetrievalMode::kTwoStage
                           ? scan.TwoStage(how, batch_answers)
                           : scan.Exact(how.mode == RetrievalMode::kPruned, how.k, batch_answers));

@@ -16,6 +16,25 @@ namespace {
 // Items projected at a time: enough rows for the matmul, 4 MB of components at 8x4x64.
 constexpr int64_t kChunkItems = 4096;
 
+int64_t Slots(int64_t capacity) {
+  return (capacity + kMolBlockRows - 1) / kMolBlockRows * kMolBlockRows;
+}
+
+// Never more than the table holds: ids are distinct.
+int64_t ChunkItems(int64_t capacity) { return std::min(kChunkItems, Slots(capacity)); }
+
+// What Put takes of its arena for `rows` items.
+int64_t ProjectionBytes(const MolModel& model, int64_t rows, bool host_memory) {
+  if (rows == 0) return 0;
+  const MolShape& shape = model.shape();
+  const size_t bytes =
+      Arena::Footprint(DType::kF32, {rows, shape.item_components * shape.component_dim}) +
+      Arena::Footprint(DType::kF32, {rows, shape.gate_width()}) +
+      ArgumentBytes(host_memory, DType::kF32, {rows, model.config().item_dim}) +
+      ArgumentBytes(host_memory, DType::kI32, {rows}) + model.ArenaBytes(rows);
+  return static_cast<int64_t>(bytes);
+}
+
 int64_t ElementBytes(MolStorage storage) {
   return storage == MolStorage::kF32 ? 4 : storage == MolStorage::kBF16 ? 2 : 1;
 }
@@ -49,40 +68,50 @@ double MegaBytes(int64_t bytes) { return static_cast<double>(bytes) * 1e-6; }
 
 }  // namespace
 
-ItemShardBytes ItemShard::PlanBytes(const MolShape& shape, const ItemShardOptions& options) {
-  const int64_t slots = (options.capacity + kMolBlockRows - 1) / kMolBlockRows * kMolBlockRows;
+struct ItemShard::Projected {
+  TensorView components, gates;  // [n, Px * d], [n, G]
+  HostFloats component_rows, gate_rows;
+};
+
+ItemShardBytes ItemShard::PlanBytes(const MolModel& model, const ItemShardOptions& options,
+                                    bool host_memory) {
+  const int64_t slots = Slots(options.capacity);
   ItemShardBytes bytes;
-  bytes.items = slots * MolSlotBytes(shape, options.storage, options.means);
+  bytes.items = slots * MolSlotBytes(model.shape(), options.storage, options.means);
   // id 8, place 4, index at most 5 / 0.4375, finite 1/8.
   bytes.ids = slots * (8 + 4 + 12);
   bytes.attributes = slots / 8 * (static_cast<int64_t>(options.attributes.size()) + 1);
+  bytes.projection = ProjectionBytes(model, ChunkItems(options.capacity), host_memory);
   return bytes;
 }
 
-ItemShard::ItemShard(const MolModel& model, ItemShardOptions options)
+ItemShard::ItemShard(const MolModel& model, ItemShardOptions options, const ItemShardBytes& bytes)
     : model_(model),
       options_(std::move(options)),
-      slots_((options_.capacity + kMolBlockRows - 1) / kMolBlockRows * kMolBlockRows),
+      bytes_(bytes),
+      slots_(Slots(options_.capacity)),
       index_(0, SlotHash{&ids_}, SlotEqual{&ids_}) {}
 
 absl::StatusOr<std::unique_ptr<ItemShard>> ItemShard::Create(const MolModel& model, Stream& stream,
                                                              ItemShardOptions options) {
   CHECK_GE(options.capacity, 0);
   RETURN_IF_ERROR(RequireMol(stream));
-  const ItemShardBytes bytes = PlanBytes(model.shape(), options);
+  const ItemShardBytes bytes = PlanBytes(model, options, stream.device().spec().host_memory);
   const int64_t memory = stream.device().spec().memory_bytes;
+  const int64_t capacity = options.capacity;
   const auto needs = [&] {
     return absl::StrFormat(
-        "%d items need %.1f MB on this rank (items %.1f, ids %.1f, attributes %.1f)",
-        options.capacity, MegaBytes(bytes.total()), MegaBytes(bytes.items), MegaBytes(bytes.ids),
-        MegaBytes(bytes.attributes));
+        "%d items need %.1f MB on this rank (items %.1f, ids %.1f, attributes %.1f, projection "
+        "%.1f)",
+        capacity, MegaBytes(bytes.total()), MegaBytes(bytes.items), MegaBytes(bytes.ids),
+        MegaBytes(bytes.attributes), MegaBytes(bytes.projection));
   };
   if (options.capacity > INT32_MAX - kMolBlockRows || (memory > 0 && bytes.total() > memory)) {
     return absl::ResourceExhaustedError(
         absl::StrFormat("retrieval table: %s; the device has %.1f MB: use more ranks, bf16 or int8",
                         needs(), MegaBytes(memory)));
   }
-  std::unique_ptr<ItemShard> shard(new ItemShard(model, std::move(options)));
+  std::unique_ptr<ItemShard> shard(new ItemShard(model, std::move(options), bytes));
   const absl::Status allocated = shard->AllocateMemory(stream.device());
   if (!allocated.ok()) {
     return absl::ResourceExhaustedError(
@@ -109,6 +138,7 @@ absl::Status ItemShard::AllocateMemory(Device& device) {
       ASSIGN_OR_RETURN(mean_scales_, device.Allocate(slots_ * sizeof(BF16)));
     }
   }
+  ASSIGN_OR_RETURN(projection_, Arena::Create(device, bytes_.projection));
   order_ = static_cast<uint32_t*>(order_memory_.data());
   if (!device.spec().host_memory) {
     host_order_.resize(slots_);
@@ -119,6 +149,7 @@ absl::Status ItemShard::AllocateMemory(Device& device) {
   valid_.resize(mask_words());
   planes_.assign(options_.attributes.size(), std::vector<uint32_t>(mask_words()));
   index_.reserve(options_.capacity);
+  zeros_.resize(std::max(shape.item_components * shape.component_dim, shape.gate_width()));
   return absl::OkStatus();
 }
 
@@ -170,58 +201,76 @@ void ItemShard::SetAttributes(int32_t slot, const uint64_t* words) {
   }
 }
 
-int64_t ItemShard::Put(Stream& stream, const Items& items) {
-  const MolShape& shape = model_.shape();
-  const int64_t dim = model_.config().item_dim;
-  const int64_t width = shape.item_components * shape.component_dim,
-                gate_width = shape.gate_width();
-  const std::vector<float> zeros(std::max(width, gate_width));
+absl::StatusOr<int64_t> ItemShard::Put(Stream& stream, const Items& items) {
+  const int64_t most = ChunkItems(options_.capacity);
   int64_t bad = 0;
-  for (int64_t first = 0; first < items.count; first += kChunkItems) {
-    const int64_t n = std::min(kChunkItems, items.count - first);
-    // Projected outside of the lock: searches go on meanwhile.
-    auto components = Tensor::Create(stream.device(), DType::kF32, {n, width});
-    auto gates = Tensor::Create(stream.device(), DType::kF32, {n, gate_width});
-    auto arena = Arena::Create(stream.device(), model_.ArenaBytes(n));
-    CHECK(components.ok() && gates.ok() && arena.ok()) << "no memory to project " << n << " items";
-    const float* raw = items.embeddings + first * dim;
-    OpInput<float> embeddings(stream, raw, {n, dim});
-    model_.ProjectItems(stream, embeddings.view(), *arena, components->view(), gates->view());
-    const HostFloats rows(stream, components->view()), gate_rows(stream, gates->view());
-    CHECK(stream.Synchronize().ok());
-    std::vector<int32_t> slots(n);
-    int64_t new_begin = slots_, new_end = 0;  // of slots with new places
-    const std::unique_lock<std::shared_mutex> lock(mutex_);
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t id = items.ids[first + i];
-      const std::optional<int32_t> known = Find(id);
-      const int32_t slot = known ? *known : TakeSlot(id);
-      slots[i] = slot;
-      if (!known) {
-        order_[slot] = items.order[first + i];
-        new_begin = std::min<int64_t>(new_begin, slot);
-        new_end = std::max<int64_t>(new_end, slot + 1);
-      }
-      if (known && !finite_[slot]) --not_finite_;
-      const bool finite = AllFinite(raw + i * dim, dim) && AllFinite(rows.row(i), width) &&
-                          AllFinite(gate_rows.row(i), gate_width);
-      finite_[slot] = finite;
-      const uint32_t bit = 1u << (slot % 32);
-      valid_[slot / 32] = finite ? valid_[slot / 32] | bit : valid_[slot / 32] & ~bit;
-      if (!finite) {
-        ++bad, ++not_finite_;
-        stream.Copy(components->view().row<float>(i), zeros.data(), width * sizeof(float));
-        stream.Copy(gates->view().row<float>(i), zeros.data(), gate_width * sizeof(float));
-      }
-      SetAttributes(slot, items.attributes == nullptr
-                              ? nullptr
-                              : items.attributes + (first + i) * attribute_words());
-    }
-    CopyOrder(stream, new_begin, new_end);
-    OpInput<int32_t> places(stream, slots.data(), {n});
-    MolStore(stream, shape, components->view(), gates->view(), places.view(), view());
-    CHECK(stream.Synchronize().ok());
+  const std::lock_guard<std::mutex> lock(projection_mutex_);
+  for (int64_t first = 0; first < items.count; first += most) {
+    Items chunk = items;
+    chunk.embeddings += first * model_.config().item_dim;
+    chunk.ids += first;
+    chunk.order += first;
+    if (chunk.attributes != nullptr) chunk.attributes += first * attribute_words();
+    chunk.count = std::min(most, items.count - first);
+    ASSIGN_OR_RETURN(const int64_t bad_ones, PutChunk(stream, chunk));
+    bad += bad_ones;
   }
+  return bad;
+}
+
+absl::StatusOr<int64_t> ItemShard::PutChunk(Stream& stream, const Items& chunk) {
+  const MolShape& shape = model_.shape();
+  const int64_t n = chunk.count;
+  // Projected outside of the lock: searches go on meanwhile.
+  projection_.Reset();
+  const TensorView components =
+      projection_.Allocate(DType::kF32, {n, shape.item_components * shape.component_dim});
+  const TensorView gates = projection_.Allocate(DType::kF32, {n, shape.gate_width()});
+  const OpInput<float> embeddings(stream, projection_, chunk.embeddings,
+                                  {n, model_.config().item_dim});
+  model_.ProjectItems(stream, embeddings.view(), projection_, components, gates);
+  const Projected projected{components, gates, {stream, components}, {stream, gates}};
+  RETURN_IF_ERROR(stream.Synchronize());
+  std::vector<int32_t> slots(n);
+  const std::unique_lock<std::shared_mutex> lock(mutex_);
+  const int64_t bad = EnterChunk(stream, chunk, projected, &slots);
+  const OpInput<int32_t> places(stream, projection_, slots.data(), {n});
+  MolStore(stream, shape, components, gates, places.view(), view());
+  RETURN_IF_ERROR(stream.Synchronize());
+  return bad;
+}
+
+int64_t ItemShard::EnterChunk(Stream& stream, const Items& chunk, const Projected& projected,
+                              std::vector<int32_t>* slots) {
+  const int64_t dim = model_.config().item_dim;
+  const int64_t width = projected.components.dim(1), gate_width = projected.gates.dim(1);
+  int64_t bad = 0, new_begin = slots_, new_end = 0;  // of slots with new places
+  for (int64_t i = 0; i < chunk.count; ++i) {
+    const int64_t id = chunk.ids[i];
+    const std::optional<int32_t> known = Find(id);
+    const int32_t slot = known ? *known : TakeSlot(id);
+    (*slots)[i] = slot;
+    if (!known) {
+      order_[slot] = chunk.order[i];
+      new_begin = std::min<int64_t>(new_begin, slot);
+      new_end = std::max<int64_t>(new_end, slot + 1);
+    }
+    if (known && !finite_[slot]) --not_finite_;
+    const bool finite = AllFinite(chunk.embeddings + i * dim, dim) &&
+                        AllFinite(projected.component_rows.row(i), width) &&
+                        AllFinite(projected.gate_rows.row(i), gate_width);
+    finite_[slot] = finite;
+    const uint32_t bit = 1u << (slot % 32);
+    valid_[slot / 32] = finite ? valid_[slot / 32] | bit : valid_[slot / 32] & ~bit;
+    if (!finite) {
+      ++bad, ++not_finite_;
+      stream.Copy(projected.components.row<float>(i), zeros_.data(), width * sizeof(float));
+      stream.Copy(projected.gates.row<float>(i), zeros_.data(), gate_width * sizeof(float));
+    }
+    SetAttributes(slot,
+                  chunk.attributes == nullptr ? nullptr : chunk.attributes + i * attribute_words());
+  }
+  CopyOrder(stream, new_begin, new_end);
   return bad;
 }
 

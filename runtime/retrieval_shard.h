@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <shared_mutex>
 #include <string>
@@ -32,12 +33,16 @@ struct ItemShardBytes {
   int64_t items = 0;  // components, scales, gates, means
   int64_t ids = 0;    // ids, places in the order, the index from id to slot
   int64_t attributes = 0;
-  int64_t total() const { return items + ids + attributes; }
+  int64_t projection = 0;  // what Put works in, however many items there are
+  int64_t table() const { return items + ids + attributes; }
+  int64_t total() const { return table() + projection; }
 };
 
 class ItemShard {
  public:
-  static ItemShardBytes PlanBytes(const MolShape& shape, const ItemShardOptions& options);
+  // `host_memory`: the device is a CPU.
+  static ItemShardBytes PlanBytes(const MolModel& model, const ItemShardOptions& options,
+                                  bool host_memory);
   // ResourceExhausted with the bytes by owner when the device lacks the memory.
   static absl::StatusOr<std::unique_ptr<ItemShard>> Create(const MolModel& model, Stream& stream,
                                                            ItemShardOptions options);
@@ -51,8 +56,10 @@ class ItemShard {
   };
   // New items take free slots (REQUIRES: enough of them), known ids are replaced and keep their
   // place in the order. An item that is not finite, or projects to something that is not, is kept
-  // but never answered; gives how many those were.
-  int64_t Put(Stream& stream, const Items& items);
+  // but never answered; gives how many those were. Takes no memory of the device: calls of several
+  // threads work one after the other in what Create reserved. An error is the stream's: items from
+  // the one that met it on may be missing or hold anything.
+  absl::StatusOr<int64_t> Put(Stream& stream, const Items& items);
   // False when there is no such item.
   bool Erase(int64_t id);
   std::optional<int32_t> Find(int64_t id) const;
@@ -65,7 +72,7 @@ class ItemShard {
     return static_cast<int64_t>(options_.attributes.size() + 63) / 64;
   }
   const MolModel& model() const { return model_; }
-  ItemShardBytes bytes() const { return PlanBytes(model_.shape(), options_); }
+  const ItemShardBytes& bytes() const { return bytes_; }
 
   // Hold one while using what follows.
   std::shared_lock<std::shared_mutex> ReadLock() const {
@@ -127,8 +134,14 @@ class ItemShard {
     bool operator()(int64_t id, int32_t b) const { return (*ids)[b] == id; }
   };
 
-  ItemShard(const MolModel& model, ItemShardOptions options);
+  ItemShard(const MolModel& model, ItemShardOptions options, const ItemShardBytes& bytes);
   absl::Status AllocateMemory(Device& device);
+  // Items that projection_ has room for.
+  absl::StatusOr<int64_t> PutChunk(Stream& stream, const Items& chunk);
+  struct Projected;
+  // Gives them slots, places and attributes; returns how many are not finite.
+  int64_t EnterChunk(Stream& stream, const Items& chunk, const Projected& projected,
+                     std::vector<int32_t>* slots);
   int32_t TakeSlot(int64_t id);
   void SetAttributes(int32_t slot, const uint64_t* words);
   // Calls visit(pointer to a lane's element, bytes of it) for everything stored of a slot.
@@ -139,6 +152,7 @@ class ItemShard {
 
   const MolModel& model_;
   const ItemShardOptions options_;
+  const ItemShardBytes bytes_;
   int64_t slots_ = 0;  // capacity, rounded up to whole blocks
   Buffer components_, scales_, gates_, means_, mean_scales_, order_memory_;
   std::vector<uint32_t> host_order_;  // where the host cannot read the device's
@@ -152,6 +166,9 @@ class ItemShard {
   absl::flat_hash_set<int32_t, SlotHash, SlotEqual> index_;  // id -> slot: 1 + 4 bytes an entry
   std::vector<bool> finite_;
   mutable std::shared_mutex mutex_;
+  std::mutex projection_mutex_;  // taken before mutex_
+  Arena projection_;             // by projection_mutex_
+  std::vector<float> zeros_;     // a row of nothing
 };
 
 }  // namespace trireme

@@ -180,11 +180,12 @@ absl::Status RetrievalTable::ReadRows(const EmbeddingFile& file, int64_t begin, 
         attributes[i * words + w] = chunk.attributes[i * stored + w];
       }
     }
-    shard_->Put(*group_.stream, {.embeddings = chunk.embeddings.data(),
+    const ItemShard::Items items{.embeddings = chunk.embeddings.data(),
                                  .ids = chunk.ids.data(),
                                  .order = chunk.order.data(),
                                  .attributes = words > 0 ? attributes.data() : nullptr,
-                                 .count = chunk.count});
+                                 .count = chunk.count};
+    RETURN_IF_ERROR(shard_->Put(*group_.stream, items).status());
     if (options.progress) options.progress(first + chunk.count - begin, end - begin);
   }
   return absl::OkStatus();
@@ -293,14 +294,15 @@ absl::StatusOr<int64_t> RetrievalTable::Upsert(const RetrievalItems& items) {
     const auto word = items.attributes.begin() + i * words;
     own.attributes.insert(own.attributes.end(), word, word + words);
   }
-  const int64_t bad = shard_->Put(
+  const absl::StatusOr<int64_t> bad = shard_->Put(
       *group_.stream, {.embeddings = own.embeddings.data(),
                        .ids = own.ids.data(),
                        .order = order.data(),
                        .attributes = own.attributes.empty() ? nullptr : own.attributes.data(),
                        .count = static_cast<int64_t>(own.ids.size())});
   CountItems();
-  const std::vector<int64_t> all_bad = AllGather({bad});
+  RETURN_IF_ERROR(group_.Agree(bad.status()));
+  const std::vector<int64_t> all_bad = AllGather({*bad});
   return std::accumulate(all_bad.begin(), all_bad.end(), int64_t{0});
 }
 

@@ -15,6 +15,7 @@
 #include "models/mol_model.h"
 #include "parallel/communicator.h"
 #include "parallel/control_plane.h"
+#include "runtime/retrieval_memory.h"
 #include "runtime/retrieval_shard.h"
 #include "runtime/retrieval_source.h"
 
@@ -83,6 +84,8 @@ class RetrievalTable {
   const ItemShard& shard() const { return *shard_; }
   const RetrievalGroup& group() const { return group_; }
   const MolModel& model() const { return shard_->model(); }
+  // What searches of this table work in; may grow with each, never shrinks.
+  ArenaPool& search_memory() const { return search_memory_; }
 
  private:
   RetrievalTable(const RetrievalGroup& group, std::unique_ptr<ItemShard> shard)
@@ -103,6 +106,7 @@ class RetrievalTable {
 
   RetrievalGroup group_;
   std::unique_ptr<ItemShard> shard_;
+  mutable ArenaPool search_memory_;
   int64_t size_ = 0, capacity_ = 0, not_finite_ = 0;
   int64_t next_order_ = 0;
 };

@@ -107,6 +107,7 @@ class HostCudaDevice final : public Device {
     if (hidden_) host_cuda::DefaultOptions().around_launch = nullptr;
   }
   absl::StatusOr<Buffer> Allocate(size_t bytes) override {
+    if (HostCudaTestHooks().allocating) RETURN_IF_ERROR(HostCudaTestHooks().allocating(bytes));
     allocated_bytes_ += static_cast<int64_t>(bytes);
     if (hidden_) {
       void* data = HiddenMemory::Get().Map(bytes);

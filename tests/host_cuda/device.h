@@ -16,9 +16,10 @@ namespace trireme {
 // SIGSEGV), as on a GPU. One such device at a time, used from one thread.
 std::unique_ptr<Device> NewHostCudaDevice(bool hidden = false);
 
-// For tests of captures: what they end with, and who hears of a graph's end. Empty: nothing
-// special.
+// For tests: what an allocation of memory or a capture ends with, and who hears of a graph's end.
+// Empty: nothing special.
 struct HostCudaHooks {
+  std::function<absl::Status(size_t bytes)> allocating;
   std::function<absl::Status()> captured;
   std::function<void()> graph_gone;
 };
