@@ -11,10 +11,24 @@ namespace {
 
 constexpr int kQueue = 2 * kMolLanes;  // places for survivors: less than a warp, and one more
 constexpr int64_t kSharedBytes = 160 << 10;
+// Where a warp's memory is more than that (417 logits): of all warps together, in the device's.
+constexpr int64_t kWideBytes = 256 << 20;
 
-// Shared memory of a warp: logits of its pairs, those of its survivors, and who they are.
+// Memory of a warp: logits of its pairs, those of its survivors, and who they are.
 __host__ __device__ constexpr int64_t WarpFloats(int logits) {
   return int64_t{logits} * (kMolLanes + kQueue) + 2 * kQueue;
+}
+
+// Shared memory, or, for wide heads, the device's.
+template <bool kWide>
+__device__ inline float* WarpMemory(const MolScanArguments& a) {
+  if constexpr (kWide) {
+    const int64_t warp = int64_t{blockIdx.x} * (blockDim.x / 32) + threadIdx.x / 32;
+    return a.warp_memory + warp * WarpFloats(a.logits);
+  } else {
+    GPU_DYNAMIC_SHARED(memory, float);
+    return memory + threadIdx.x / 32 * WarpFloats(a.logits);
+  }
 }
 
 __device__ inline float SiluOf(float x) { return x / __fadd_rn(1.0f, expf(-x)); }
@@ -207,11 +221,10 @@ __device__ void ScanPair(const MolScanArguments& a, const LanePair& pair, LaneSc
 }
 
 // Blocks against all queries, or candidates; a warp takes every so many-th.
-template <typename T, bool kPrune>
+template <typename T, bool kPrune, bool kWide>
 __global__ void LaneScan(MolScanArguments a) {
-  GPU_DYNAMIC_SHARED(memory, float);
   const int lane = gpu::LaneId(), warps = blockDim.x / 32;
-  LaneScorer<T> scorer(a, memory + threadIdx.x / 32 * WarpFloats(a.logits));
+  LaneScorer<T> scorer(a, WarpMemory<kWide>(a));
   for (int64_t first = a.begin + (int64_t{blockIdx.x} * warps + threadIdx.x / 32) * kMolLanes;
        first < a.end; first += int64_t{gridDim.x} * warps * kMolLanes) {
     if (a.candidates != nullptr) {
@@ -231,11 +244,10 @@ __global__ void LaneScan(MolScanArguments a) {
   scorer.Finish();
 }
 
-template <typename T>
+template <typename T, bool kWide>
 __global__ void LaneLogits(MolScanArguments a) {
-  GPU_DYNAMIC_SHARED(memory, float);
   const int lane = gpu::LaneId(), warps = blockDim.x / 32;
-  LaneScorer<T> scorer(a, memory + threadIdx.x / 32 * WarpFloats(a.logits));
+  LaneScorer<T> scorer(a, WarpMemory<kWide>(a));
   for (int64_t first = a.begin + (int64_t{blockIdx.x} * warps + threadIdx.x / 32) * kMolLanes;
        first < a.end; first += int64_t{gridDim.x} * warps * kMolLanes) {
     for (int query = 0; query < a.batch; ++query) {
@@ -256,16 +268,25 @@ __global__ void LaneLogits(MolScanArguments a) {
   scorer.tally.AddTo(a.counters);
 }
 
-template <typename Kernel>
-void LaunchLanes(Stream& stream, const MolScanArguments& a, Kernel kernel) {
+using LaneKernel = void (*)(MolScanArguments);
+
+// The same work in the same order, whichever memory the warps have.
+void LaunchLanes(Stream& stream, MolScanArguments a, LaneKernel shared, LaneKernel wide) {
   const int64_t warp_bytes = WarpFloats(a.logits) * static_cast<int64_t>(sizeof(float));
-  const int64_t warps = std::clamp<int64_t>(kSharedBytes / warp_bytes, 1, 4);
+  const bool fits = warp_bytes <= kSharedBytes;
+  const int64_t warps = std::clamp<int64_t>((fits ? kSharedBytes : kWideBytes) / warp_bytes, 1, 4);
   const int64_t steps = (a.end - a.begin + kMolLanes - 1) / kMolLanes;
-  const int64_t blocks =
+  int64_t blocks =
       std::min<int64_t>((steps + warps - 1) / warps, 4 * stream.device().spec().multiprocessors);
-  gpu::Launch({dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(warps * 32)),
-               static_cast<size_t>(warps * warp_bytes), NativeHandle(stream)},
-              kernel, a);
+  gpu::Config config{dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(warps * 32)),
+                     static_cast<size_t>(warps * warp_bytes), NativeHandle(stream)};
+  if (fits) return gpu::Launch(config, shared, a);
+  blocks = std::min(blocks, std::max<int64_t>(1, kWideBytes / (warps * warp_bytes)));
+  config.grid = dim3(static_cast<unsigned>(blocks));
+  config.dynamic_smem = 0;
+  const Scratch<float> memory(stream, blocks * warps * WarpFloats(a.logits));
+  a.warp_memory = memory.get();
+  gpu::Launch(config, wide, a);
 }
 
 }  // namespace
@@ -273,13 +294,16 @@ void LaunchLanes(Stream& stream, const MolScanArguments& a, Kernel kernel) {
 void LaunchMolLaneScan(Stream& stream, MolStorage storage, bool prune, const MolScanArguments& a) {
   DispatchMolStorage(storage, [&](auto zero) {
     using T = decltype(zero);
-    prune ? LaunchLanes(stream, a, LaneScan<T, true>) : LaunchLanes(stream, a, LaneScan<T, false>);
+    prune ? LaunchLanes(stream, a, LaneScan<T, true, false>, LaneScan<T, true, true>)
+          : LaunchLanes(stream, a, LaneScan<T, false, false>, LaneScan<T, false, true>);
   });
 }
 
 void LaunchMolLaneLogits(Stream& stream, MolStorage storage, const MolScanArguments& a) {
-  DispatchMolStorage(storage,
-                     [&](auto zero) { LaunchLanes(stream, a, LaneLogits<decltype(zero)>); });
+  DispatchMolStorage(storage, [&](auto zero) {
+    using T = decltype(zero);
+    LaunchLanes(stream, a, LaneLogits<T, false>, LaneLogits<T, true>);
+  });
 }
 
 }  // namespace trireme::cuda

@@ -11,8 +11,6 @@ namespace trireme::cuda {
 
 // Units of a hidden layer that a lane works on at a time; their weights lie side by side.
 inline constexpr int kMolHiddenTile = 8;
-// Logits of a pair that the kernels have shared memory for.
-inline constexpr int64_t kMolMaxLogits = 416;
 
 // f32, [H / 8][L][8] each, filled up with zeros: w1[t][l][i] is W1's row 8 t + i, column l, w2 the
 // same of W2's columns. b1 [H, rounded up to 8], b2 [L] (zeros for kConcatRelu). H is L where the

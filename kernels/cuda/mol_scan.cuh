@@ -39,6 +39,7 @@ struct MolScanArguments {
   int64_t begin, end;
   MolLists lists;
   MolCounters* counters;  // or null
+  float* warp_memory;     // mol_lanes.cu's
 };
 
 // Bits of the block's slots that a query may be answered with. Uniform over the warp.

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "kernels/cuda/matmul_launch.h"
 #include "kernels/cuda/mol_tiles.cuh"
 #include "kernels/status.h"
@@ -220,11 +219,6 @@ void MolStore(Stream& stream, const MolShape& shape, ConstTensorView components,
 absl::StatusOr<std::unique_ptr<MolGateWeights>> PackMolGate(Stream& stream, const MolShape& shape,
                                                             const MolGateTensors& tensors) {
   const int64_t l = shape.logits(), h = shape.cross_hidden;
-  if (l > kMolMaxLogits) {
-    return absl::UnimplementedError(absl::StrCat(
-        "device ", stream.device().spec().name, ": a head with ", l,
-        " logits a pair; this device takes at most ", kMolMaxLogits, ": use --device cpu"));
-  }
   auto packed = std::make_unique<CudaMolGate>();
   packed->shape = shape;
   packed->hidden_tiles = ((h > 0 ? h : l) + kMolHiddenTile - 1) / kMolHiddenTile;

@@ -2,10 +2,13 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
+#include "kernels/cpu/isa.h"
 #include "kernels/mol_ops.h"
 #include "tests/reference/mol_reference.h"
 #include "tests/testing.h"
@@ -172,5 +175,58 @@ class MolAnswer {
   const std::span<const uint64_t> keys;
   const std::span<const int32_t> slots;
 };
+
+// Opens the device of the case and selects the instruction set.
+class MolOpTest : public ::testing::TestWithParam<DeviceCase> {
+ protected:
+  MolOpTest() : device_(GetParam()) { cpu::UseIsa(GetParam().isa); }
+  ~MolOpTest() override { cpu::UseIsa(0); }
+  Stream& stream() { return device_.stream(); }
+  MolAnswer Search(const MolProblem& problem, MolTestTable& table, MolScan& scan, int64_t k,
+                   bool prune, MolScanCounts* counts = nullptr) {
+    MolAnswer answer(device_, problem.batch, k);
+    MolSearch(stream(), *problem.gate, problem.queries(), table.view(), scan.allowed(problem.batch),
+              prune, answer.view(), counts);
+    return answer;
+  }
+  // Scores of all items, by item, from an unpruned search for all of them.
+  std::vector<float> Scores(const MolProblem& problem, MolTestTable& table) {
+    MolScan scan(device_, problem.batch, problem.items, table.slots());
+    const MolAnswer answer = Search(problem, table, scan, problem.items, false);
+    std::vector<float> scores(problem.batch * problem.items, NAN);
+    for (int64_t b = 0; b < problem.batch; ++b) {
+      for (int64_t j = 0; j < problem.items; ++j) {
+        const int64_t at = b * problem.items + j;
+        scores[b * problem.items + answer.slots[at]] = MolKeyScore(answer.keys[at]);
+      }
+    }
+    return scores;
+  }
+  TestDevice device_;
+};
+
+inline MolShape Shape(int64_t pq, int64_t px, int64_t d, int64_t h, float temperature = 0.05f) {
+  return {.query_components = pq,
+          .item_components = px,
+          .component_dim = d,
+          .cross_hidden = h,
+          .temperature = temperature};
+}
+inline MolShape Diagonal(MolShape shape) {
+  shape.pairing = MolPairing::kDiagonal;
+  return shape;
+}
+inline MolShape Concat(MolShape shape) {
+  shape.gating = MolGating::kConcatRelu;
+  return shape;
+}
+
+// Largest |score| is 1 / T; a logit is a sum of d products of at most 1 in all, the gate's sums
+// move the softmax weights by as much again.
+inline constexpr float kMolTolerance = 5e-5f;
+
+inline std::string MolDeviceName(const ::testing::TestParamInfo<DeviceCase>& info) {
+  return info.param.name;
+}
 
 }  // namespace trireme

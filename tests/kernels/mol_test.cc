@@ -2,59 +2,12 @@
 // bits in any batch, tile, slot and number of threads, pruned or not.
 #include <cmath>
 
-#include "kernels/cpu/isa.h"
 #include "tests/kernels/mol_fixture.h"
 
 namespace trireme {
 namespace {
 
-class MolTest : public ::testing::TestWithParam<DeviceCase> {
- protected:
-  MolTest() : device_(GetParam()) { cpu::UseIsa(GetParam().isa); }
-  ~MolTest() override { cpu::UseIsa(0); }
-  Stream& stream() { return device_.stream(); }
-  MolAnswer Search(const MolProblem& problem, MolTestTable& table, MolScan& scan, int64_t k,
-                   bool prune, MolScanCounts* counts = nullptr) {
-    MolAnswer answer(device_, problem.batch, k);
-    MolSearch(stream(), *problem.gate, problem.queries(), table.view(), scan.allowed(problem.batch),
-              prune, answer.view(), counts);
-    return answer;
-  }
-  // Scores of all items, by item, from an unpruned search for all of them.
-  std::vector<float> Scores(const MolProblem& problem, MolTestTable& table) {
-    MolScan scan(device_, problem.batch, problem.items, table.slots());
-    const MolAnswer answer = Search(problem, table, scan, problem.items, false);
-    std::vector<float> scores(problem.batch * problem.items, NAN);
-    for (int64_t b = 0; b < problem.batch; ++b) {
-      for (int64_t j = 0; j < problem.items; ++j) {
-        const int64_t at = b * problem.items + j;
-        scores[b * problem.items + answer.slots[at]] = MolKeyScore(answer.keys[at]);
-      }
-    }
-    return scores;
-  }
-  TestDevice device_;
-};
-
-MolShape Shape(int64_t pq, int64_t px, int64_t d, int64_t h, float temperature = 0.05f) {
-  return {.query_components = pq,
-          .item_components = px,
-          .component_dim = d,
-          .cross_hidden = h,
-          .temperature = temperature};
-}
-MolShape Diagonal(MolShape shape) {
-  shape.pairing = MolPairing::kDiagonal;
-  return shape;
-}
-MolShape Concat(MolShape shape) {
-  shape.gating = MolGating::kConcatRelu;
-  return shape;
-}
-
-// Largest |score| is 1 / T; a logit is a sum of d products of at most 1 in all, the gate's sums
-// move the softmax weights by as much again.
-constexpr float kTolerance = 5e-5f;
+class MolTest : public MolOpTest {};
 
 TEST_P(MolTest, ScoresAreTheTwins) {
   const MolShape shapes[] = {Shape(8, 4, 64, 128),
@@ -76,7 +29,7 @@ TEST_P(MolTest, ScoresAreTheTwins) {
     const std::vector<double> expected = problem.Expected().scores;
     const std::vector<float> scores = Scores(problem, table);
     for (size_t i = 0; i < scores.size(); ++i) {
-      ASSERT_NEAR(scores[i], expected[i], kTolerance)
+      ASSERT_NEAR(scores[i], expected[i], kMolTolerance)
           << "pair " << i << " of " << shape.query_components << "x" << shape.item_components << "x"
           << shape.component_dim;
     }
@@ -355,7 +308,7 @@ TEST_P(MolTest, FirstStagesAreTheSortedDots) {
         const std::vector<int64_t> best = reference::TopK(row, 25);
         for (int64_t j = 0; j < 25; ++j) {
           const int64_t at = (b * logits + l) * 25 + j;
-          ASSERT_NEAR(MolKeyScore(each.keys[at]), row[best[j]], kTolerance);
+          ASSERT_NEAR(MolKeyScore(each.keys[at]), row[best[j]], kMolTolerance);
         }
       }
     }
@@ -488,8 +441,7 @@ TEST_P(MolTest, ActivationsAndNorms) {
   }
 }
 
-std::string DeviceName(const ::testing::TestParamInfo<DeviceCase>& info) { return info.param.name; }
-INSTANTIATE_TEST_SUITE_P(Devices, MolTest, ::testing::ValuesIn(DeviceCases()), DeviceName);
+INSTANTIATE_TEST_SUITE_P(Devices, MolTest, ::testing::ValuesIn(DeviceCases()), MolDeviceName);
 
 }  // namespace
 }  // namespace trireme
