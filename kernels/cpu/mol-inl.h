@@ -27,7 +27,24 @@ TRIREME_INLINE void DispatchMolElement(MolElement element, F&& f) {
   }
 }
 
-TRIREME_INLINE F32 SiluOf(F32 x) { return x / (Exp(-x) + 1.0f); }
+// e^x for |x| <= 80, and that of the bound beyond; relative error below 5e-7, and 1 at 0. Two
+// thirds of Exp's steps: beside its multiply-adds a pair is exponentials (192 of them at 8x4x64).
+TRIREME_INLINE F32 GateExp(F32 x) {
+  const F32 bounded = Smaller(Splat(80.0f), Larger(Splat(-80.0f), x));  // NaN stays
+  const F32 magic = Splat(12582912.0f);                                 // as in Exp
+  const F32 shifted = MulAdd(bounded, Splat(1.44269504088896341f), magic);
+  const F32 r = MulAdd(shifted - magic, Splat(-0.693147180559945f), bounded);
+  // The polynomial of least relative error for |r| <= ln2 / 2: 9e-8.
+  F32 p = Splat(8.290272e-3f);
+  p = MulAdd(p, r, Splat(4.189804e-2f));
+  p = MulAdd(p, r, Splat(0.16667639f));
+  p = MulAdd(p, r, Splat(0.49999148f));
+  p = MulAdd(p, r, Splat(0.9999997f));
+  p = MulAdd(p, r, Splat(1.0f));
+  return (F32)((I32)p + ((I32)shifted << 23));
+}
+
+TRIREME_INLINE F32 SiluOf(F32 x) { return x / (GateExp(-x) + 1.0f); }
 
 TRIREME_INLINE uint32_t NotBelow(Part<float> x, Part<float> floor) {
 #if defined(__AVX512F__)
@@ -270,7 +287,7 @@ inline void MolGate(const MolGateArgs& args) {
     for (int64_t l = 1; l < logits; ++l) top = Larger(Load(w + l * kMolLanes), top);
     F32 total = {}, score = {};
     for (int64_t l = 0; l < logits; ++l) {
-      const F32 e = Exp(Load(w + l * kMolLanes) - top);
+      const F32 e = GateExp(Load(w + l * kMolLanes) - top);
       total += e;
       score = MulAdd(e, Load(s + l * kMolLanes), score);
     }

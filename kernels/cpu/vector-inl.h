@@ -137,7 +137,34 @@ TRIREME_INLINE Vector<E> Select(I32 mask, Vector<E> yes, Vector<E> no) {
       [&](auto i) TRIREME_INLINE_LAMBDA { no.part[i] = mask.part[i] ? yes.part[i] : no.part[i]; });
   return no;
 }
-TRIREME_INLINE F32 Larger(F32 a, F32 b) { return Select(a > b, a, b); }
+
+// a > b ? a : b, and a < b ? a : b: where one of them is NaN, b.
+TRIREME_INLINE Part<float> Larger(Part<float> a, Part<float> b) {
+#if defined(__AVX512F__)
+  return (Part<float>)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Part<float>)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+TRIREME_INLINE Part<float> Smaller(Part<float> a, Part<float> b) {
+#if defined(__AVX512F__)
+  return (Part<float>)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Part<float>)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+TRIREME_INLINE F32 Larger(F32 a, F32 b) {
+  Unroll<kParts>([&](auto i) TRIREME_INLINE_LAMBDA { b.part[i] = Larger(a.part[i], b.part[i]); });
+  return b;
+}
+TRIREME_INLINE F32 Smaller(F32 a, F32 b) {
+  Unroll<kParts>([&](auto i) TRIREME_INLINE_LAMBDA { b.part[i] = Smaller(a.part[i], b.part[i]); });
+  return b;
+}
 
 TRIREME_INLINE Part<float> MulAdd(Part<float> a, Part<float> b, Part<float> c) {
 #if defined(__AVX512F__)
