@@ -36,8 +36,9 @@ TEST_P(MatMulSwiGluTest, EqualsItsTwins) {
   std::vector<Dims> all = {{1, 1, 1},    {2, 3, 33},  {1, 32, 64},   {5, 31, 32},  {16, 33, 96},
                            {17, 8, 544}, {3, 9, 544}, {65, 40, 64},  {7, 65, 100}, {1, 100, 1056},
                            {18, 77, 96}, {1, 8, 5},   {200, 70, 24}, {4, 5, 2080}};
-  // As many blocks as the large tiles want.
-  if (GetParam().device.gpu() && dtype() != DType::kF32) all.push_back({17, 8443, 32});
+  // As many blocks as the large tiles want; the emulator is slow.
+  constexpr int64_t kLarge = 8443;
+  if (GetParam().device.gpu() && dtype() != DType::kF32) all.push_back({17, kLarge, 32});
   for (const Dims& dims : all) {
     SCOPED_TRACE(::testing::Message()
                  << dims.rows << " x " << dims.intermediate << " x " << dims.k);
@@ -47,6 +48,7 @@ TEST_P(MatMulSwiGluTest, EqualsItsTwins) {
     const auto packed = Pack(w, LinearUse::kMatMulSwiGlu);
     const Tensor y = device_.Zeros(dtype(), {dims.rows, dims.intermediate});
     for (const ConstTensorView& b : {ConstTensorView(), ConstTensorView(bias.view())}) {
+      if (dims.intermediate == kLarge && !b) continue;
       MatMulSwiGlu(stream(), x.view(), *packed, b, y.view());
       ExpectEqualsUnfused(x.view(), w, b, y.view());
     }
