@@ -109,6 +109,9 @@ struct DeviceOptions {
   int threads = 0;            // CPU: threads an op may use; 0 = all cores this process may run on
   int local_index = 0;        // which of the host's accelerators
   bool allow_shared = false;  // several ranks may use one accelerator
+  // A kernel's blocks may come to the accelerator before the kernel ahead of it has ended, where
+  // the chip can (9.0 and later). Changes no result.
+  bool dependent_launches = false;
   // An accelerator's memory may be read by the host too, and copies are done when their call
   // returns: for tests, which look at everything.
   bool host_readable = false;

@@ -160,6 +160,10 @@ void AddRunFlags(CLI::App* app, ModelFlags* flags, JobFlags* job) {
   app->add_flag(
       "--no-graphs", flags->no_graphs,
       "Enqueue every decode step anew instead of replaying CUDA graphs captured at start");
+  app->add_flag(
+      "--dependent-launches", flags->dependent_launches,
+      "On GPUs of 9.0 and later: let each kernel's blocks come before the kernel ahead of "
+      "it has ended (programmatic dependent launch; not measured yet)");
   app->add_option("--threads", flags->threads,
                   "Threads a rank (default: cores of the host / ranks on it)")
       ->check(NumberBetween(1, 1024));

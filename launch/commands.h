@@ -30,6 +30,7 @@ struct ModelFlags {
   std::string collectives = "auto";
   bool allow_shared_gpu = false;
   bool no_graphs = false;
+  bool dependent_launches = false;
   int threads = 0;  // per rank; 0 = cores of the host / ranks on it
   std::string dtype = "auto";
   int64_t max_model_len = 0;

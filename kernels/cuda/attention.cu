@@ -20,6 +20,7 @@ __device__ float Dot(const float* q, const T* k, int d) {
 
 template <typename T>
 __global__ void AttentionRows(AttentionArguments<T> a) {
+  gpu::WaitForPrevious();
   GPU_SHARED(queries, float[kWarps][kMaxHeadDim]);
   const int lane = threadIdx.x, warp = threadIdx.y;
   const int64_t t = blockIdx.x;
@@ -74,7 +75,7 @@ template <typename T>
 void LaunchAttentionRows(gpu::StreamHandle handle, const AttentionArguments<T>& a, int64_t rows) {
   const dim3 grid(static_cast<unsigned>(rows),
                   static_cast<unsigned>((a.q_heads + kWarps - 1) / kWarps));
-  gpu::Launch({grid, dim3(32, kWarps), 0, handle}, AttentionRows<T>, a);
+  gpu::LaunchDependent({grid, dim3(32, kWarps), 0, handle}, AttentionRows<T>, a);
 }
 
 DecodeWorkspace WorkspaceOf(const AttentionDesc& desc, const AttentionChoice& choice,

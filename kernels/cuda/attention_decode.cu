@@ -187,6 +187,7 @@ template <typename T, int D>
 __global__ void __launch_bounds__(kThreads) AttentionDecode(AttentionArguments<T> a, Partials p) {
   using Smem = DecodeSmem<T, D>;
   GPU_DYNAMIC_SHARED(s, Smem);
+  gpu::WaitForPrevious();
   if (threadIdx.x < 32) CountItems(a, s->first_item);
   __syncthreads();
   const int64_t items = int64_t{s->first_item[a.sequences]} * a.kv_heads;
@@ -260,8 +261,8 @@ void LaunchAttentionDecode(gpu::StreamHandle handle, const AttentionArguments<T>
     const auto blocks = static_cast<unsigned>(std::min<int64_t>(items, 3 * multiprocessors));
     DispatchHeadDim(a.head_dim, [&](auto d) {
       constexpr int kD = decltype(d)::value;
-      gpu::Launch({dim3(blocks), dim3(kThreads), sizeof(DecodeSmem<T, kD>), handle},
-                  AttentionDecode<T, kD>, a, p);
+      gpu::LaunchDependent({dim3(blocks), dim3(kThreads), sizeof(DecodeSmem<T, kD>), handle},
+                           AttentionDecode<T, kD>, a, p);
     });
   }
 }

@@ -115,6 +115,7 @@ __global__ void __launch_bounds__(PrefillShape<T, D>::kThreads)
   using Shape = PrefillShape<T, D>;
   constexpr int kKeys = KvTile<T, D>::kKeys;
   GPU_DYNAMIC_SHARED(s, Smem);
+  gpu::WaitForPrevious();
   const int heads = a.q_heads / a.kv_heads;
   int sequence = 0;
   for (int high = a.sequences - 1; sequence < high;) {
@@ -161,9 +162,10 @@ void LaunchAttentionPrefill(gpu::StreamHandle handle, const AttentionArguments<T
     constexpr int kD = decltype(d)::value;
     using Shape = PrefillShape<T, kD>;
     const int64_t tiles = q_rows * heads / Shape::kRows + arguments.sequences;
-    gpu::Launch({dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(arguments.kv_heads)),
-                 dim3(Shape::kThreads), sizeof(PrefillSmem<T, kD>), handle},
-                AttentionPrefill<T, kD>, arguments);
+    gpu::LaunchDependent(
+        {dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(arguments.kv_heads)),
+         dim3(Shape::kThreads), sizeof(PrefillSmem<T, kD>), handle},
+        AttentionPrefill<T, kD>, arguments);
   });
 }
 template void LaunchAttentionPrefill(gpu::StreamHandle, const AttentionArguments<__nv_bfloat16>&,

@@ -111,6 +111,7 @@ absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(const DeviceOptions& opti
         "--device cuda: ", properties.name, " has compute capability ", properties.major, ".",
         properties.minor, "; this build supports 8.x, 9.0 and 10.0"));
   }
+  gpu::DependentLaunches() = options.dependent_launches && properties.major >= 9;
   return std::make_unique<CudaDevice>(index, options.host_readable, properties);
 }
 

@@ -21,6 +21,7 @@ unsigned RowThreads(int64_t elements, int vector) {
 template <typename T, int V, bool kAdd>
 __global__ void NormRows(T* x, int64_t x_stride, const T* delta, int64_t delta_stride,
                          const T* weight, float eps, T* out, int64_t out_stride, int h) {
+  gpu::WaitForPrevious();
   x += blockIdx.x * x_stride;
   delta += blockIdx.x * delta_stride;
   out += blockIdx.x * out_stride;
@@ -48,6 +49,7 @@ __global__ void NormRows(T* x, int64_t x_stride, const T* delta, int64_t delta_s
 
 template <typename T, int V>
 __global__ void AddRows(T* x, int64_t x_stride, const T* delta, int64_t delta_stride, int h) {
+  gpu::WaitForPrevious();
   float a[V], b[V];
   for (int i = threadIdx.x * V; i < h; i += blockDim.x * V) {
     LoadFloats<V>(x + blockIdx.x * x_stride + i, a);
@@ -61,6 +63,7 @@ __global__ void AddRows(T* x, int64_t x_stride, const T* delta, int64_t delta_st
 template <typename T, int V>
 __global__ void SiluAndMulRows(const T* gate_up, int64_t in_stride, T* out, int64_t out_stride,
                                int n) {
+  gpu::WaitForPrevious();
   gate_up += blockIdx.x * in_stride;
   float gate[V], up[V];
   for (int i = threadIdx.x * V; i < n; i += blockDim.x * V) {
@@ -76,6 +79,7 @@ __global__ void SiluAndMulRows(const T* gate_up, int64_t in_stride, T* out, int6
 template <typename T, int V>
 __global__ void CopyRows(const int32_t* ids, int64_t first, const T* table, int64_t table_stride,
                          int64_t rows, T* out, int64_t out_stride, int h) {
+  gpu::WaitForPrevious();
   const int64_t row = ids[blockIdx.x] - first;
   const bool inside = row >= 0 && row < rows;
   out += blockIdx.x * out_stride;
@@ -90,6 +94,7 @@ __global__ void CopyRows(const int32_t* ids, int64_t first, const T* table, int6
 template <typename T>
 __global__ void CopyPermutedRows(const int32_t* ids, int64_t first, const T* table, int64_t rows,
                                  T* out, int64_t out_stride, int h) {
+  gpu::WaitForPrevious();
   const int64_t row = ids[blockIdx.x] - first;
   const bool inside = row >= 0 && row < rows;
   out += blockIdx.x * out_stride;
@@ -110,12 +115,12 @@ void LaunchNorm(Stream& stream, void* x, const ConstTensorView& shape, ConstTens
     using T = decltype(zero);
     DispatchVector<T>(vector, [&](auto v) {
       const int64_t h = out.dim(1);
-      gpu::Launch({dim3(static_cast<unsigned>(out.dim(0))), dim3(RowThreads(h, v)), 0,
-                   NativeHandle(stream)},
-                  NormRows<T, v(), kAdd>, static_cast<T*>(x), shape.stride0,
-                  static_cast<const T*>(delta.data), delta.stride0,
-                  static_cast<const T*>(weight.data), eps, static_cast<T*>(out.data), out.stride0,
-                  static_cast<int>(h));
+      gpu::LaunchDependent({dim3(static_cast<unsigned>(out.dim(0))), dim3(RowThreads(h, v)), 0,
+                            NativeHandle(stream)},
+                           NormRows<T, v(), kAdd>, static_cast<T*>(x), shape.stride0,
+                           static_cast<const T*>(delta.data), delta.stride0,
+                           static_cast<const T*>(weight.data), eps, static_cast<T*>(out.data),
+                           out.stride0, static_cast<int>(h));
     });
   });
 }
@@ -126,11 +131,11 @@ void LaunchCopy(Stream& stream, ConstTensorView ids, int64_t first, ConstTensorV
   DispatchFloat(out.dtype, [&](auto zero) {
     using T = decltype(zero);
     DispatchVector<T>(Vectorizable(table) && Vectorizable(out), [&](auto v) {
-      gpu::Launch({dim3(static_cast<unsigned>(out.dim(0))), dim3(RowThreads(out.dim(1), v)), 0,
-                   NativeHandle(stream)},
-                  CopyRows<T, v()>, static_cast<const int32_t*>(ids.data), first,
-                  static_cast<const T*>(table.data), table.stride0, table.dim(0),
-                  static_cast<T*>(out.data), out.stride0, static_cast<int>(out.dim(1)));
+      gpu::LaunchDependent({dim3(static_cast<unsigned>(out.dim(0))),
+                            dim3(RowThreads(out.dim(1), v)), 0, NativeHandle(stream)},
+                           CopyRows<T, v()>, static_cast<const int32_t*>(ids.data), first,
+                           static_cast<const T*>(table.data), table.stride0, table.dim(0),
+                           static_cast<T*>(out.data), out.stride0, static_cast<int>(out.dim(1)));
     });
   });
 }
@@ -147,11 +152,11 @@ void Embedding(Stream& stream, ConstTensorView token_ids, const LinearWeight& ta
   if (out.dim(0) == 0) return;
   DispatchFloat(out.dtype, [&](auto zero) {
     using T = decltype(zero);
-    gpu::Launch({dim3(static_cast<unsigned>(out.dim(0))), dim3(RowThreads(out.dim(1), 2)), 0,
-                 NativeHandle(stream)},
-                CopyPermutedRows<T>, static_cast<const int32_t*>(token_ids.data), vocab_begin,
-                static_cast<const T*>(rows.buffer.data()), table.n, static_cast<T*>(out.data),
-                out.stride0, static_cast<int>(out.dim(1)));
+    gpu::LaunchDependent({dim3(static_cast<unsigned>(out.dim(0))), dim3(RowThreads(out.dim(1), 2)),
+                          0, NativeHandle(stream)},
+                         CopyPermutedRows<T>, static_cast<const int32_t*>(token_ids.data),
+                         vocab_begin, static_cast<const T*>(rows.buffer.data()), table.n,
+                         static_cast<T*>(out.data), out.stride0, static_cast<int>(out.dim(1)));
   });
 }
 
@@ -173,10 +178,11 @@ void Add(Stream& stream, TensorView x, ConstTensorView delta) {
   DispatchFloat(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     DispatchVector<T>(Vectorizable(x) && Vectorizable(delta), [&](auto v) {
-      gpu::Launch({dim3(static_cast<unsigned>(x.dim(0))), dim3(RowThreads(x.dim(1), v)), 0,
-                   NativeHandle(stream)},
-                  AddRows<T, v()>, static_cast<T*>(x.data), x.stride0,
-                  static_cast<const T*>(delta.data), delta.stride0, static_cast<int>(x.dim(1)));
+      gpu::LaunchDependent({dim3(static_cast<unsigned>(x.dim(0))), dim3(RowThreads(x.dim(1), v)), 0,
+                            NativeHandle(stream)},
+                           AddRows<T, v()>, static_cast<T*>(x.data), x.stride0,
+                           static_cast<const T*>(delta.data), delta.stride0,
+                           static_cast<int>(x.dim(1)));
     });
   });
 }
@@ -187,10 +193,11 @@ void SiluAndMul(Stream& stream, ConstTensorView gate_up, TensorView out) {
   DispatchFloat(out.dtype, [&](auto zero) {
     using T = decltype(zero);
     DispatchVector<T>(Vectorizable(gate_up) && Vectorizable(out), [&](auto v) {
-      gpu::Launch({dim3(static_cast<unsigned>(out.dim(0))), dim3(RowThreads(out.dim(1), v)), 0,
-                   NativeHandle(stream)},
-                  SiluAndMulRows<T, v()>, static_cast<const T*>(gate_up.data), gate_up.stride0,
-                  static_cast<T*>(out.data), out.stride0, static_cast<int>(out.dim(1)));
+      gpu::LaunchDependent({dim3(static_cast<unsigned>(out.dim(0))),
+                            dim3(RowThreads(out.dim(1), v)), 0, NativeHandle(stream)},
+                           SiluAndMulRows<T, v()>, static_cast<const T*>(gate_up.data),
+                           gate_up.stride0, static_cast<T*>(out.data), out.stride0,
+                           static_cast<int>(out.dim(1)));
     });
   });
 }

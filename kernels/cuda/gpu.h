@@ -43,6 +43,13 @@ namespace gpu {
 
 using StreamHandle = cudaStream_t;
 
+// Whether LaunchDependent lets kernels overlap: set when the device is opened, before it has
+// streams.
+inline bool& DependentLaunches() {
+  static bool enabled = false;
+  return enabled;
+}
+
 #if defined(__CUDACC__)  // the backend's host sources need no more than the handle
 
 struct Config {
@@ -70,19 +77,58 @@ inline void* AllocateInOrder(StreamHandle stream, size_t bytes) {
 }
 inline void FreeInOrder(StreamHandle stream, void* data) { cudaFreeAsync(data, stream); }
 
-// Enqueues the kernel. A launch that the device refuses is our fault.
-template <class... P, class... A>
-void Launch(const Config& c, void (*kernel)(P...), A&&... args) {
-  if (c.dynamic_smem > 48 << 10) {
-    cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                         cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         static_cast<int>(c.dynamic_smem));
-  }
-  kernel<<<c.grid, c.block, c.dynamic_smem, c.stream>>>(static_cast<P>(args)...);
+template <class... P>
+void AllowSharedMemory(const Config& c, void (*kernel)(P...)) {
+  if (c.dynamic_smem <= 48 << 10) return;
+  cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                       cudaFuncAttributeMaxDynamicSharedMemorySize,
+                       static_cast<int>(c.dynamic_smem));
+}
+// A launch that the device refuses is our fault. A capture that something else has spoilt says so
+// at its end.
+inline void CheckLaunch() {
   const cudaError_t error = cudaGetLastError();
-  // A capture that something else has spoilt says so at its end.
   CHECK(error == cudaSuccess || error == cudaErrorStreamCaptureInvalidated)
       << "kernel launch: " << cudaGetErrorString(error);
+}
+
+// Enqueues the kernel.
+template <class... P, class... A>
+void Launch(const Config& c, void (*kernel)(P...), A&&... args) {
+  AllowSharedMemory(c, kernel);
+  kernel<<<c.grid, c.block, c.dynamic_smem, c.stream>>>(static_cast<P>(args)...);
+  CheckLaunch();
+}
+
+// Enqueues a kernel all of whose threads call WaitForPrevious. With DependentLaunches its blocks
+// come to the chip as soon as those of the kernel before it in the stream have all come, and not
+// when that one has ended (CUDA's programmatic dependent launch; the same in a captured graph).
+template <class... P, class... A>
+void LaunchDependent(const Config& c, void (*kernel)(P...), A&&... args) {
+  if (!DependentLaunches()) return Launch(c, kernel, static_cast<A&&>(args)...);
+  AllowSharedMemory(c, kernel);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = c.grid;
+  config.blockDim = c.block;
+  config.dynamicSmemBytes = c.dynamic_smem;
+  config.stream = c.stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
+  CheckLaunch();
+}
+
+// Lets the blocks of the next kernel come, and waits until the kernel before has ended and all that
+// it wrote can be seen. In front of it a kernel may read only what no kernel of a step writes:
+// weights. In order, through any number of kernels: each ends after it has waited itself.
+__device__ inline void WaitForPrevious() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 __device__ inline int LaneId() {
@@ -177,6 +223,8 @@ using host_cuda::Config;
 using host_cuda::FreeInOrder;
 using host_cuda::LaneId;
 using host_cuda::Launch;
+using host_cuda::LaunchDependent;
+using host_cuda::WaitForPrevious;
 
 inline void Mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __nv_bfloat16,
                 HC_LOC) {

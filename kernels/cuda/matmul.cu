@@ -15,6 +15,7 @@ constexpr int kTile = 64, kPlainStep = 16;
 
 template <Epilogue kEpilogue, typename T, typename Y>
 __global__ void __launch_bounds__(256) MatMulPlain(MatMulArguments<T, Y> a, bool permuted) {
+  gpu::WaitForPrevious();
   GPU_SHARED(xs, float[kPlainStep][kTile + 1]);
   GPU_SHARED(ws, float[kPlainStep][kTile + 1]);
   const int outputs = OutputsOf<kEpilogue>(a);
@@ -87,7 +88,8 @@ void LaunchMatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, Cons
   }
   const dim3 grid(Blocks(OutputsOf<kEpilogue>(a), Outputs<kEpilogue>(kTile)),
                   Blocks(a.rows, kTile));
-  gpu::Launch({grid, dim3(256), 0, handle}, MatMulPlain<kEpilogue, T, Y>, a, weight.permuted);
+  gpu::LaunchDependent({grid, dim3(256), 0, handle}, MatMulPlain<kEpilogue, T, Y>, a,
+                       weight.permuted);
 }
 
 // Rows [rows, k] of two-byte elements: every stretch of 32 into the order of matmul_launch.h.

@@ -111,7 +111,9 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
   Cursor at{warp % warps_per_group, warp % warps_per_group * kSegment};
   WeightChunk chunk, next_chunk;
   float sums[2][4] = {};
+  // The first of the weights come while the kernel before this one ends.
   if (at.inside(segments)) LoadWeights(w, at.k, at.end(a.k), chunk);
+  gpu::WaitForPrevious();
   while (at.inside(segments)) {
     const Cursor next = at.Next(a.k, warps_per_group);
     if (next.inside(segments)) LoadWeights(w, next.k, next.end(a.k), next_chunk);
@@ -155,9 +157,9 @@ void LaunchMatMulStream(gpu::StreamHandle handle, const MatMulArguments<T, Y>& a
   while (warps_per_group < kWarps && warps_per_group < segments) warps_per_group *= 2;
   const int groups = kWarps / warps_per_group, columns = groups * kColumns;
   const size_t smem = sizeof(float) * groups * segments * 16 * kColumns;
-  gpu::Launch({dim3(Blocks(OutputsOf<kEpilogue>(a), Outputs<kEpilogue>(columns))),
-               dim3(kWarps * 32), smem, handle},
-              MatMulStream<kEpilogue, T, Y>, a, warps_per_group);
+  gpu::LaunchDependent({dim3(Blocks(OutputsOf<kEpilogue>(a), Outputs<kEpilogue>(columns))),
+                        dim3(kWarps * 32), smem, handle},
+                       MatMulStream<kEpilogue, T, Y>, a, warps_per_group);
 }
 
 template void LaunchMatMulStream<Epilogue::kStore>(

@@ -158,6 +158,7 @@ template <Epilogue kEpilogue, typename T, typename Y, typename Tile>
 __global__ void __launch_bounds__(Tile::kThreads) MatMulTiles(MatMulArguments<T, Y> a) {
   using Memory = Stage<T, Tile>;
   GPU_DYNAMIC_SHARED(stages, Memory);
+  gpu::WaitForPrevious();
   TileProduct<kEpilogue, T, Y, Tile>(a, stages).Run();
 }
 
@@ -166,8 +167,8 @@ void Launch(gpu::StreamHandle handle, const MatMulArguments<T, Y>& a) {
   // Row tiles side by side: the blocks that run together share their tiles of W.
   const dim3 grid(Blocks(a.rows, Tile::kRows),
                   Blocks(OutputsOf<kEpilogue>(a), Outputs<kEpilogue>(Tile::kColumns)));
-  gpu::Launch({grid, dim3(Tile::kThreads), Tile::kStages * sizeof(Stage<T, Tile>), handle},
-              MatMulTiles<kEpilogue, T, Y, Tile>, a);
+  gpu::LaunchDependent({grid, dim3(Tile::kThreads), Tile::kStages * sizeof(Stage<T, Tile>), handle},
+                       MatMulTiles<kEpilogue, T, Y, Tile>, a);
 }
 
 }  // namespace

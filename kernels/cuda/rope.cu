@@ -45,6 +45,7 @@ template <typename T>
 __global__ void RopeAndStore(T* qkv, const int32_t* positions, const int64_t* slots,
                              const float* cos_sin, const T* q_norm, const T* k_norm, T* k_cache,
                              T* v_cache, RopeArguments a) {
+  gpu::WaitForPrevious();
   T* row = qkv + blockIdx.x * a.qkv_stride;
   const float* angles = cos_sin + positions[blockIdx.x] * a.cos_sin_stride;
   const int64_t slot = slots[blockIdx.x], d = a.head_dim;
@@ -80,7 +81,7 @@ void RopeAndStoreKv(Stream& stream, TensorView qkv, ConstTensorView positions,
   CHECK(kv.k.contiguous() && kv.v.contiguous()) << "the cache has gaps between its pages";
   DispatchFloat(qkv.dtype, [&](auto zero) {
     using T = decltype(zero);
-    gpu::Launch(
+    gpu::LaunchDependent(
         {dim3(static_cast<unsigned>(qkv.dim(0))), dim3(32, kWarps), 0, NativeHandle(stream)},
         RopeAndStore<T>, static_cast<T*>(qkv.data), static_cast<const int32_t*>(positions.data),
         static_cast<const int64_t*>(slot_mapping.data),

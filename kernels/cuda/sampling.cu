@@ -91,6 +91,7 @@ __device__ void WriteBest(const float* x, int n, int k, float* scores, int32_t* 
 __global__ void __launch_bounds__(kThreads)
     SummarizeRows(const float* logits, int n, const double* inverse_temperature, float* largest,
                   double* sum, float* scores, int32_t* columns, int k) {
+  gpu::WaitForPrevious();
   const int64_t row = blockIdx.x;
   const float* x = logits + row * n;
   Scored best{-INFINITY, -1};
@@ -123,6 +124,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void PenalizePlaces(float* logits, int n, const int32_t* places, const float* amounts,
                                float* before, int count) {
+  gpu::WaitForPrevious();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= count) return;
   float& x = logits[int64_t{places[2 * i]} * n + places[2 * i + 1]];
@@ -146,6 +148,7 @@ struct Drawn {
 __global__ void __launch_bounds__(kThreads)
     DrawRows(const float* logits, int n, const int64_t* seeds, const double* limits,
              uint32_t first_id, double* keys, float* scores, int32_t* columns) {
+  gpu::WaitForPrevious();
   GPU_SHARED(drawn, Drawn[kThreads]);
   const int64_t row = blockIdx.x;
   const float* x = logits + row * n;
@@ -189,27 +192,29 @@ void PenalizeLogits(Stream& stream, TensorView logits, ConstTensorView places,
                     ConstTensorView amounts, TensorView before) {
   const int count = static_cast<int>(places.dim(0));
   constexpr int kBlock = 256;
-  gpu::Launch({dim3(static_cast<unsigned>((count + kBlock - 1) / kBlock)), dim3(kBlock), 0,
-               NativeHandle(stream)},
-              PenalizePlaces, logits.as<float>(), static_cast<int>(logits.dim(1)),
-              places.as<int32_t>(), amounts.as<float>(), before.as<float>(), count);
+  gpu::LaunchDependent({dim3(static_cast<unsigned>((count + kBlock - 1) / kBlock)), dim3(kBlock), 0,
+                        NativeHandle(stream)},
+                       PenalizePlaces, logits.as<float>(), static_cast<int>(logits.dim(1)),
+                       places.as<int32_t>(), amounts.as<float>(), before.as<float>(), count);
 }
 
 void SummarizeLogits(Stream& stream, ConstTensorView logits, ConstTensorView inverse_temperature,
                      TensorView largest, TensorView sum, TensorView scores, TensorView columns) {
-  gpu::Launch({dim3(static_cast<unsigned>(logits.dim(0))), dim3(kThreads), 0, NativeHandle(stream)},
-              SummarizeRows, logits.as<float>(), static_cast<int>(logits.dim(1)),
-              inverse_temperature.as<double>(), largest.as<float>(), sum.as<double>(),
-              scores.as<float>(), columns.as<int32_t>(), static_cast<int>(scores.dim(1)));
+  gpu::LaunchDependent(
+      {dim3(static_cast<unsigned>(logits.dim(0))), dim3(kThreads), 0, NativeHandle(stream)},
+      SummarizeRows, logits.as<float>(), static_cast<int>(logits.dim(1)),
+      inverse_temperature.as<double>(), largest.as<float>(), sum.as<double>(), scores.as<float>(),
+      columns.as<int32_t>(), static_cast<int>(scores.dim(1)));
 }
 
 void DrawTokens(Stream& stream, ConstTensorView logits, ConstTensorView seeds,
                 ConstTensorView limits, int64_t first_id, TensorView keys, TensorView scores,
                 TensorView columns) {
-  gpu::Launch({dim3(static_cast<unsigned>(logits.dim(0))), dim3(kThreads), 0, NativeHandle(stream)},
-              DrawRows, logits.as<float>(), static_cast<int>(logits.dim(1)), seeds.as<int64_t>(),
-              limits.as<double>(), static_cast<uint32_t>(first_id), keys.as<double>(),
-              scores.as<float>(), columns.as<int32_t>());
+  gpu::LaunchDependent(
+      {dim3(static_cast<unsigned>(logits.dim(0))), dim3(kThreads), 0, NativeHandle(stream)},
+      DrawRows, logits.as<float>(), static_cast<int>(logits.dim(1)), seeds.as<int64_t>(),
+      limits.as<double>(), static_cast<uint32_t>(first_id), keys.as<double>(), scores.as<float>(),
+      columns.as<int32_t>());
 }
 
 }  // namespace trireme::cuda

@@ -35,6 +35,7 @@ void BlockEngine::Prepare(const Config& config, const std::function<void()>* bod
                           const Options& options) {
   body_ = body;
   dynamic_bytes_ = config.dynamic_smem;
+  dependent_ = config.dependent;
   options_ = options;
   if (stack_bytes_ != options.stack_bytes) threads_.clear();
   stack_bytes_ = options.stack_bytes;
@@ -62,6 +63,7 @@ void BlockEngine::RunBlock(uint3 block, uint64_t seed) {
   error_.clear();
   for (int i = 0; i < count_; ++i) {
     threads_[i].copies.clear(), threads_[i].groups.clear();
+    threads_[i].waited = !dependent_;
     threads_[i].fiber.Start(&Entry);
     MakeReady(i);
   }
@@ -87,6 +89,7 @@ void BlockEngine::Entry() {
   Release(&e.end_);
   CudaThread& t = e.current();
   if (!t.copies.empty()) e.FailHere("exit with cp.async copies not waited for", Loc::current());
+  if (!t.waited) e.FailHere("a dependent launch ends without WaitForPrevious", Loc::current());
   t.state = State::kDone;
   --e.live_;
   e.Yield();

@@ -37,6 +37,7 @@ struct CudaThread {
   uint3 tid{};
   int index = 0, warp = 0, lane = 0;
   State state = State::kReady;
+  bool waited = false;  // for the launch before this one
   int barrier_id = 0, barrier_count = 0;
   CollectiveFn op = nullptr;
   uint32_t mask = 0;
@@ -93,6 +94,7 @@ class BlockEngine {
   void* dynamic_ = nullptr;
   size_t stack_bytes_ = 0, dynamic_bytes_ = 0, used_ = 0, taken_ = 0;
   int count_ = 0, live_ = 0;
+  bool dependent_ = false;
   uint64_t rng_ = 1;
   std::string error_;
   // For ThreadSanitizer, which only needs their addresses: two per barrier, even and odd phases.

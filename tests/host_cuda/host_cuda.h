@@ -82,6 +82,7 @@ struct Config {
   size_t dynamic_smem = 0;
   void* stream = nullptr;  // the Recording of a stream that captures; else null, and the launch
                            // has been done when it returns
+  bool dependent = false;  // every thread must call WaitForPrevious
 };
 void LaunchRaw(const Config& config, const std::function<void()>& body, const Options& options);
 
@@ -106,6 +107,7 @@ void AsyncWait(int newest_left);
 void* DynamicShared();
 void* StaticShared(const void* tag, size_t bytes);  // one per block and tag
 int LaneId();
+void WaitForPrevious();  // it has ended in any case
 [[noreturn]] void Fail(const char* what, Loc loc);
 
 template <class T>
@@ -127,6 +129,12 @@ void Launch(const Config& config, void (*kernel)(P...), A&&... args) {
   }
   LaunchRaw(
       config, [&] { kernel(static_cast<P>(args)...); }, DefaultOptions());
+}
+
+template <class... P, class... A>
+void LaunchDependent(Config config, void (*kernel)(P...), A&&... args) {
+  config.dependent = true;
+  Launch(config, kernel, static_cast<A&&>(args)...);
 }
 
 }  // namespace host_cuda

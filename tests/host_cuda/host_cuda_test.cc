@@ -96,6 +96,12 @@ TEST(HostCuda, ErrorsNameThePlace) {
               gpu::Launch({dim3(1), dim3(32)}, ShuffleFromAbsentLane, x.data());
             }).find("does not take part"),
             std::string::npos);
+  gpu::LaunchDependent({dim3(1), dim3(32)}, Dependent<true>, x.data());
+  EXPECT_NE(message([&] {
+              gpu::LaunchDependent({dim3(1), dim3(32)}, Dependent<false>, x.data());
+            }).find("without WaitForPrevious at "),
+            std::string::npos);
+  gpu::Launch({dim3(1), dim3(32)}, Dependent<false>, x.data());  // nothing to wait for
 }
 #endif
 

@@ -34,6 +34,13 @@ __global__ void Rotate(int* x, int rounds) {
   x[threadIdx.x] = v;
 }
 
+// Launched as a dependent of another; kWaits = false: one thread forgets to wait for it.
+template <bool kWaits>
+__global__ void Dependent(int* x) {
+  if (kWaits || threadIdx.x != 5) gpu::WaitForPrevious();
+  x[threadIdx.x] += 1;
+}
+
 // Half of the threads miss the barrier.
 __global__ inline void Divergent(int* x) {
   if (threadIdx.x % 64 < 32) {
