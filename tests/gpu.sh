@@ -100,6 +100,7 @@ run_bench() {
   step make_1b 60 "$here/bin/trireme" make-checkpoint --like llama-3.2-1b --dtype bf16 "$model"
   step latency_1b 60 "$here/bin/trireme" bench latency "$model" --device cuda --save "$results/llama-3.2-1b-latency.json"
   step latency_1b_eager 60 "$here/bin/trireme" bench latency "$model" --device cuda --no-graphs --save "$results/llama-3.2-1b-latency-eager.json"
+  step latency_1b_dependent 60 "$here/bin/trireme" bench latency "$model" --device cuda --dependent-launches --save "$results/llama-3.2-1b-latency-dependent-launches.json"
   step throughput_1b 60 "$here/bin/trireme" bench throughput "$model" --device cuda --save "$results/llama-3.2-1b-throughput.json"
   rm -rf "$model"
 }
