@@ -8,15 +8,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
-#include <exception>
 #include <functional>
 #include <new>
 #include <optional>
 #include <string>
 
 #include "CLI/CLI.hpp"
-#include "kernels/check.h"
 #include "kernels/status.h"
+#include "kernels/uncaught.h"
 #include "launch/analyze_mol.h"
 #include "launch/bench_mol.h"
 #include "launch/command_flags.h"
@@ -57,19 +56,6 @@ extern "C" void OnInterrupt(int) {
   // mpirun kills the others as soon as one has left; rank 0 may still be removing its files.
   if (g_follows != 0) nanosleep(&leader_leaves, nullptr);
   _exit(130);
-}
-
-// An exception that nobody caught ends the job like a failed CHECK, with its text.
-[[noreturn]] void EndByException() {
-  std::string what = "of an unknown type";
-  try {
-    if (const std::exception_ptr exception = std::current_exception())
-      std::rethrow_exception(exception);
-  } catch (const std::exception& exception) {
-    what = exception.what();
-  } catch (...) {
-  }
-  Fatal(__FILE__, __LINE__, "uncaught exception: " + what);
 }
 
 // The program's arguments without those that made it start ranks.
@@ -288,7 +274,7 @@ int Main(int argc, char** argv) {
     start.reset();
     return RunDoctor(control->get(), environment, doctor);
   }
-  std::set_terminate(&EndByException);
+  EndOnUncaughtExceptions();
   const ModelFlags* const model = app.got_subcommand("generate")              ? &generate.model
                                   : app.got_subcommand("eval")                ? &eval.model
                                   : latency->parsed() || throughput->parsed() ? &bench.model

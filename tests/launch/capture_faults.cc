@@ -8,6 +8,7 @@
 
 #include "kernels/check.h"
 #include "kernels/status.h"
+#include "kernels/uncaught.h"
 #include "parallel/control_plane.h"
 #include "parallel/failure_detector.h"
 #include "runtime/worker.h"
@@ -32,6 +33,7 @@ absl::Status Capture(ControlPlane& control, const std::string& model_dir) {
 }
 
 int Main(int argc, char** argv) {
+  EndOnUncaughtExceptions();
   CHECK_EQ(argc, 4);
   const std::unique_ptr<ControlPlane> control = ControlPlane::Start(&argc, &argv).value();
   CHECK(control->Watch({.timeout_s = std::atof(argv[3]), .record_dir = argv[2]}).ok());

@@ -131,7 +131,7 @@ def phases():
     if sanitized or not os.path.exists(capture_faults):
         print("SKIPPED: failing ranks in capture:", "only in the preset cpu" if sanitized else "no cuda_bf16.h")
     else:
-        for turn, how in enumerate(["kill", "stop", "error", "freeze", "freeze-in-call"]):
+        for turn, how in enumerate(["kill", "stop", "throw", "error", "freeze", "freeze-in-call"]):
             cases.run(one_phase, (turn + seed) % 4, "capture", how)
     cases.run(one_phase, 0, "decode", "kill", 5)
     cases.run(one_phase, 0, "decode", "stop", 5)
