@@ -228,14 +228,14 @@ TEST(CollectEnvironment, LooksForTheComponentsThatMpiIsAskedFor) {
   for (const char* name : {"OMPI_MCA_shmem", "OMPI_MCA_rmaps", "OMPI_MCA_mtl"}) unsetenv(name);
   // PMIx takes any of a list; it crashes without one, in some frameworks.
   setenv("PMIX_MCA_gds", "banana,hash", 1);
-  setenv("PMIX_MCA_psec", "^banana", 1);
-  setenv("PMIX_MCA_pshmem", "mango,banana", 1);
+  setenv("PMIX_MCA_preg", "^banana", 1);
+  setenv("PMIX_MCA_psec", "mango,banana", 1);
   setenv("PMIX_MCA_plog", "banana", 1);
   setenv("PMIX_MCA_mca_base_component_show_load_errors", "0", 1);
   setenv("OPAL_PREFIX", "/nowhere", 1);
-  EXPECT_EQ(absent("", ""), (Absent{{"PMIX_MCA_pshmem", "mango"}, {"OPAL_PREFIX", "/nowhere"}}));
+  EXPECT_EQ(absent("", ""), (Absent{{"PMIX_MCA_psec", "mango"}, {"OPAL_PREFIX", "/nowhere"}}));
   setenv("OPAL_PREFIX", "/usr", 1);
-  for (const char* name : {"gds", "psec", "pshmem", "plog"})
+  for (const char* name : {"gds", "preg", "psec", "plog"})
     unsetenv(absl::StrCat("PMIX_MCA_", name).c_str());
   EXPECT_EQ(absent("", ""), Absent());
   // A vendor's, in a folder that the user names.
