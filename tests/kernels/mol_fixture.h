@@ -176,6 +176,10 @@ class MolAnswer {
   const std::span<const int32_t> slots;
 };
 
+// Largest |score| is 1 / T; a logit is a sum of d products of at most 1 in all, the gate's sums
+// move the softmax weights by as much again.
+inline constexpr float kMolTolerance = 5e-5f;
+
 // Opens the device of the case and selects the instruction set.
 class MolOpTest : public ::testing::TestWithParam<DeviceCase> {
  protected:
@@ -202,6 +206,22 @@ class MolOpTest : public ::testing::TestWithParam<DeviceCase> {
     }
     return scores;
   }
+  // The scores of problems of these shapes, each with a seed of its own, are the twin's.
+  void ExpectTwins(std::span<const MolShape> shapes, int64_t batch, int64_t items, uint64_t seed) {
+    for (const MolShape& shape : shapes) {
+      const MolProblem problem(device_, shape, batch, items, seed += 10);
+      MolTestTable table(device_, shape, MolStorage::kF32, items, false);
+      problem.Store(device_, table);
+      const std::vector<double> expected = problem.Expected().scores;
+      const std::vector<float> scores = Scores(problem, table);
+      ASSERT_EQ(scores.size(), expected.size());
+      for (size_t i = 0; i < scores.size(); ++i) {
+        ASSERT_NEAR(scores[i], expected[i], kMolTolerance)
+            << "pair " << i << " of " << shape.query_components << "x" << shape.item_components
+            << "x" << shape.component_dim;
+      }
+    }
+  }
   TestDevice device_;
 };
 
@@ -220,10 +240,6 @@ inline MolShape Concat(MolShape shape) {
   shape.gating = MolGating::kConcatRelu;
   return shape;
 }
-
-// Largest |score| is 1 / T; a logit is a sum of d products of at most 1 in all, the gate's sums
-// move the softmax weights by as much again.
-inline constexpr float kMolTolerance = 5e-5f;
 
 inline std::string MolDeviceName(const ::testing::TestParamInfo<DeviceCase>& info) {
   return info.param.name;

@@ -21,19 +21,7 @@ TEST_P(MolTest, ScoresAreTheTwins) {
                              Diagonal(Shape(11, 11, 6, 7)),
                              Diagonal(Concat(Shape(4, 4, 8, 128, 1.0f))),
                              Concat(Shape(3, 2, 9, 11, 1.0f))};
-  uint64_t seed = 100;
-  for (const MolShape& shape : shapes) {
-    const MolProblem problem(device_, shape, 3, 75, seed += 10);
-    MolTestTable table(device_, shape, MolStorage::kF32, problem.items, false);
-    problem.Store(device_, table);
-    const std::vector<double> expected = problem.Expected().scores;
-    const std::vector<float> scores = Scores(problem, table);
-    for (size_t i = 0; i < scores.size(); ++i) {
-      ASSERT_NEAR(scores[i], expected[i], kMolTolerance)
-          << "pair " << i << " of " << shape.query_components << "x" << shape.item_components << "x"
-          << shape.component_dim;
-    }
-  }
+  ExpectTwins(shapes, 3, 75, 100);
 }
 
 TEST_P(MolTest, StoredTypesRoundAndNothingElse) {

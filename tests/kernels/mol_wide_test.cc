@@ -16,18 +16,7 @@ TEST_P(MolWideTest, ScoresAreTheTwins) {
                              Shape(21, 20, 4, 0, 1.0f),
                              Diagonal(Shape(450, 450, 2, 7, 1.0f)),
                              Concat(Shape(19, 23, 3, 11, 1.0f))};
-  uint64_t seed = 700;
-  for (const MolShape& shape : shapes) {
-    const MolProblem problem(device_, shape, 2, 40, seed += 10);
-    MolTestTable table(device_, shape, MolStorage::kF32, problem.items, false);
-    problem.Store(device_, table);
-    const std::vector<double> expected = problem.Expected().scores;
-    const std::vector<float> scores = Scores(problem, table);
-    for (size_t i = 0; i < scores.size(); ++i) {
-      ASSERT_NEAR(scores[i], expected[i], kMolTolerance)
-          << "pair " << i << " of " << shape.query_components << "x" << shape.item_components;
-    }
-  }
+  ExpectTwins(shapes, 2, 40, 700);
 }
 
 TEST_P(MolWideTest, BitsDoNotDependOnBatchSlotOrPruning) {
