@@ -63,6 +63,19 @@ Findings CheckComponents(const Environment& environment) {
   return findings;
 }
 
+// MPI was tried with them.
+Findings CheckRefusedVariables(const Environment& environment) {
+  Findings findings;
+  for (const std::string& name : environment.refused_mpi_variables) {
+    const std::string& value = environment.Variable(name);
+    findings.push_back(Error(
+        "garbage-variable",
+        absl::StrCat("MPI does not start with ", name, "=\"", absl::CHexEscape(value.substr(0, 40)),
+                     "\": unset ", name, ", or correct it")));
+  }
+  return findings;
+}
+
 // Tasks of a Slurm step that Open MPI cannot join.
 Findings CheckSlurmStep(const Environment& environment, const Launch& launch) {
   if (launch.launcher != Launcher::kSlurmWithoutPmix) return {};
@@ -271,6 +284,7 @@ Findings CheckLaunch(const Environment& environment) {
   };
   add(CheckNumbers(environment));
   add(CheckComponents(environment));
+  add(CheckRefusedVariables(environment));
   add(CheckSlurmStep(environment, launch));
   add(CheckSlurmFence(environment, launch));
   add(CheckForeignLauncher(launch));

@@ -12,13 +12,11 @@ namespace trireme {
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(NetworkInterface, name, address, prefix_bits)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Gpu, pci_address, uuid, numa_node)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Environment, variables, mpi_parameters, host,
-                                                user_id, cores, container, slurm_task_is_ours,
-                                                mpi_built, mpi_loaded, mpi_libraries,
-                                                absent_mpi_components, shm_free_bytes,
-                                                locked_memory_bytes, infiniband, interfaces, gpus,
-                                                nvidia_driver, cuda_runtime, mpirun, srun,
-                                                mpirun_version, physical_cores, nccl, nccl_error)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(
+    Environment, variables, mpi_parameters, host, user_id, cores, container, slurm_task_is_ours,
+    mpi_built, mpi_loaded, mpi_libraries, absent_mpi_components, refused_mpi_variables,
+    shm_free_bytes, locked_memory_bytes, infiniband, interfaces, gpus, nvidia_driver, cuda_runtime,
+    mpirun, srun, mpirun_version, physical_cores, nccl, nccl_error)
 
 const std::string& Environment::Variable(const std::string& name) const {
   static const std::string empty;

@@ -45,6 +45,9 @@ struct Environment {
   // By variable (OMPI_MCA_btl, ...) the first component it asks for that this Open MPI has not. See
   // launch/mpi_components.h.
   std::map<std::string, std::string> absent_mpi_components;
+  // OMPI_MCA_*, PMIX_MCA_* and PRTE_MCA_* variables with which MPI does not start, as found by a
+  // trial: not by CollectEnvironment. See launch/mpi_trial.h.
+  std::vector<std::string> refused_mpi_variables;
   int64_t shm_free_bytes = -1;       // of /dev/shm; -1: there is none
   int64_t locked_memory_bytes = -1;  // limit; -1: none
   bool infiniband = false;           // an InfiniBand or RoCE device is there

@@ -24,6 +24,7 @@
 #include "launch/environment.h"
 #include "launch/job_folder.h"
 #include "launch/journal.h"
+#include "launch/mpi_trial.h"
 #include "launch/placement.h"
 #include "launch/retrieve.h"
 #include "launch/session.h"
@@ -240,9 +241,13 @@ int Main(int argc, char** argv) {
   }
   if (!parse_failure && job.ranks > 0) return StartRanks(job, generate.json, argc, argv);
   const bool doctors = !parse_failure && doctor_command->parsed();
-  const Environment environment = CollectEnvironment({.programs = doctors, .root = {}});
+  Environment environment = CollectEnvironment({.programs = doctors, .root = {}});
   const Launch launch = IdentifyLaunch(environment);
   if (parse_failure && launch.launcher == Launcher::kAlone) return parse_failure(true);
+  if (launch.launcher == Launcher::kAlone) {
+    TryMpiVariables(&environment, /*mpirun=*/false);
+    if (doctors) TryMpiVariables(&environment, /*mpirun=*/true);
+  }
   if (HasError(CheckLaunch(environment))) {
     if (doctors) return RunDoctor(nullptr, environment, doctor);
     return parse_failure ? parse_failure(launch.rank == 0) : SayWhyNotStarted(environment);
@@ -348,6 +353,7 @@ int Main(int argc, char** argv) {
 }  // namespace trireme
 
 int main(int argc, char** argv) {
+  if (argc == 2 && std::string(argv[1]) == trireme::kMpiTrial) return trireme::TrialMain();
   const int exit_status = trireme::Main(argc, argv);
   trireme::RemoveJobFolder();
   return exit_status;

@@ -3,9 +3,11 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
+#include <iterator>
 #include <string>
 
 #include "absl/strings/match.h"
@@ -59,14 +61,24 @@ bool Applies(const std::string& when) {
   return SharedMemoryIsSmall();
 }
 
+std::string ValueOf(const Setting& setting) {
+  const std::string value = setting.value;
+  return value == "$TMPDIR" ? Variable("TMPDIR", "/tmp") : value;
+}
+
 }  // namespace
 
 void SetSingleNodeEnvironment() {
   for (const Setting& setting : kSettings) {
-    if (!Variable(setting.name, "").empty() || !Applies(setting.when)) continue;
-    const std::string value = setting.value;
-    setenv(setting.name, (value == "$TMPDIR" ? Variable("TMPDIR", "/tmp") : value).c_str(), 1);
+    if (Variable(setting.name, "").empty() && Applies(setting.when))
+      setenv(setting.name, ValueOf(setting).c_str(), 1);
   }
+}
+
+bool IsSingleNodeSetting(const std::string& name, const std::string& value) {
+  return std::any_of(std::begin(kSettings), std::end(kSettings), [&](const Setting& setting) {
+    return setting.name == name && ValueOf(setting) == value;
+  });
 }
 
 }  // namespace trireme

@@ -23,6 +23,7 @@
 #include "launch/environment.h"
 #include "launch/job_folder.h"
 #include "launch/journal.h"
+#include "launch/mpi_trial.h"
 #include "launch/single_node.h"
 #include "nlohmann/json.hpp"
 #include "parallel/process_watch.h"
@@ -334,7 +335,8 @@ void ForgetSlurm() {
 int RunSupervised(const SupervisorOptions& options) {
   SetSingleNodeEnvironment();
   ForgetSlurm();
-  const Environment environment = CollectEnvironment({.programs = true, .root = {}});
+  Environment environment = CollectEnvironment({.programs = true, .root = {}});
+  TryMpiVariables(&environment, /*mpirun=*/true);
   Findings findings = CheckLaunch(environment);
   for (Finding& finding : CheckMpirun(environment, {.tp = options.ranks}))
     findings.push_back(std::move(finding));

@@ -376,6 +376,17 @@ expect 1 "^trireme: $work/mpich/mpirun is not Open MPI's mpirun .*HYDRA build de
 [ -e "$work/started" ] && fail "another MPI's mpirun was started with $(cat "$work/started")"
 expect_doctor 1 "is not Open MPI's mpirun .*\(foreign-mpirun\)" env "PATH=$work/mpich:$PATH" "$trireme" doctor --tp 2
 expect 0 'first token' env "PATH=$work/mute:$PATH" "$trireme" generate "$model" --ranks 2 --prompt x --max-tokens 2
+# What only MPI itself knows is tried: a value that every Open MPI refuses, one of an mpirun, and one that breaks nothing.
+refused=OMPI_MCA_hwloc_base_mem_bind_failure_action
+expect 1 "MPI does not start with $refused=\"garbage\": unset $refused" env $refused=garbage "$trireme" generate "$model" --prompt x
+expect 1 "MPI does not start with $refused=\"garbage\": unset $refused" env $refused=garbage "$trireme" generate "$model" --ranks 2 --prompt x
+expect_doctor 1 "MPI does not start with $refused=.*\(garbage-variable\)" env $refused=garbage OMPI_MCA_btl_base_verbose=0 "$trireme" doctor
+for agent in OMPI_MCA_rmaps_base_ranking_policy PRTE_MCA_rmaps_default_ranking_policy; do
+  env $agent=garbage mpirun -n 1 true >"$work/out" 2>&1 && continue  # of another Open MPI
+  expect 1 "MPI does not start with $agent=\"garbage\"" env $agent=garbage "$trireme" generate "$model" --ranks 2 --max-restarts 2 --prompt x
+  expect_doctor 1 "MPI does not start with $agent=" env $agent=garbage "$trireme" doctor
+done
+expect 0 'first token' env OMPI_MCA_btl_base_verbose=0 "$trireme" generate "$model" --ranks 2 --prompt x --max-tokens 2
 expect 1 'OMPI_MCA_coll names "garbage"' env OMPI_MCA_coll=garbage "$trireme" generate "$model" --ranks 2 --max-restarts 2 --prompt x
 expect 1 'OMPI_MCA_shmem names "garbage"' env OMPI_MCA_shmem=mmap,garbage "$trireme" generate "$model" --ranks 2 --max-restarts 2 --prompt x
 
