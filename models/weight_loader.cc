@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <set>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/string_view.h"
 #include "kernels/status.h"
 #include "models/float_convert.h"
 #include "models/json_file.h"
@@ -73,6 +75,12 @@ std::string Mismatch(const WeightSpec& spec, const SafetensorsFile& file,
                         " (", spec.fields, ")");
   }
   return "";
+}
+
+// A bias that config.json does not tell of, or a layer too many, left out, makes a model that talks
+// nonsense.
+bool TakesPart(const std::string& name) {
+  return absl::StartsWith(name, "model.") && !absl::StrContains(name, ".rotary_emb.");
 }
 
 // A piece of a stored tensor: `count` runs of `length` neighbouring elements, `stride` apart.
@@ -171,7 +179,9 @@ int64_t WeightLoader::PieceBytes(const WeightSpec& spec, int part, int parts) co
 absl::Status WeightLoader::Check(const std::vector<WeightSpec>& specs) const {
   absl::Status first;
   int64_t problems = 0;
+  std::set<absl::string_view> known;
   for (const WeightSpec& spec : specs) {
+    known.insert(spec.name);
     const auto located = Locate(spec.name);
     absl::Status problem = located.status();
     if (located.ok()) {
@@ -181,6 +191,14 @@ absl::Status WeightLoader::Check(const std::vector<WeightSpec>& specs) const {
     }
     problems += !problem.ok();
     first.Update(problem);
+  }
+  for (const auto& [name, located] : tensors_) {
+    if (known.count(name) != 0 || !TakesPart(name)) continue;
+    ++problems;
+    first.Update(absl::InvalidArgumentError(
+        absl::StrCat(model_dir_, ": tensor ", Quoted(name), " in ", BaseName(located.file->path()),
+                     " is none that config.json asks for: correct config.json (num_hidden_layers, "
+                     "attention_bias, mlp_bias, architectures), or take the tensor out")));
   }
   if (problems <= 1) return first;
   return absl::Status(first.code(), absl::StrCat(first.message(), " (and ", problems - 1,

@@ -264,6 +264,26 @@ TEST(WeightLoaderTest, EveryFloatTypeToEveryOther) {
   }
 }
 
+TEST(WeightLoaderTest, CheckRefusesWhatWouldBeLeftOut) {
+  TempDir dir;
+  const auto check = [&](const std::string& name) {
+    WriteFile(dir / "model.safetensors",
+              {{"model.norm.weight", DType::kF32, {2}}, {name, DType::kF32, {2}}});
+    return OpenLoader(dir.path())->Check({{"model.norm.weight", {2}, Split::kNone, 1, false, ""}});
+  };
+  for (const char* name :
+       {"model.layers.0.self_attn.q_proj.bias", "model.layers.7.mlp.up.weight"}) {
+    ExpectError(check(name), absl::StatusCode::kInvalidArgument,
+                absl::StrCat(dir.path(), ": tensor \"", name,
+                             "\" in model.safetensors is none that config.json asks for: correct "
+                             "config.json (num_hidden_layers, attention_bias, mlp_bias, "
+                             "architectures), or take the tensor out"));
+  }
+  for (const char* name :
+       {"model.layers.0.self_attn.rotary_emb.inv_freq", "lm_head.weight", "v_head.summary.weight"})
+    EXPECT_TRUE(check(name).ok()) << name;
+}
+
 TEST(WeightLoaderTest, CheckFindsWhatIsMissingOrWrong) {
   TempDir dir;
   WriteFile(dir / "model.safetensors",
