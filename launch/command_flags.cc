@@ -200,7 +200,8 @@ void AddGenerate(CLI::App& app, GenerateFlags* flags, JobFlags* job) {
   command->add_option("--prompt", flags->prompts, "Prompt (repeatable)")
       ->type_size(1)
       ->expected(1)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->allow_extra_args(false);  // one value a flag, as it is: "[INST] a, b" is no list
   command->add_option("--prompts", flags->prompts_file,
                       "File with one prompt a line, or JSON lines when it ends in .jsonl");
   command
@@ -208,7 +209,8 @@ void AddGenerate(CLI::App& app, GenerateFlags* flags, JobFlags* job) {
                    "Token ids instead of text, e.g. 1,5,9 (repeatable)")
       ->type_size(1)
       ->expected(1)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->allow_extra_args(false);  // one value a flag, as it is: "[INST] a, b" is no list
   command->option_defaults()->group("Answers");
   command->add_option("--max-tokens", flags->max_tokens, "Tokens to generate at most")
       ->capture_default_str()
@@ -223,7 +225,8 @@ void AddGenerate(CLI::App& app, GenerateFlags* flags, JobFlags* job) {
   command->add_option("--stop", flags->stop, "End the answer at this text (repeatable)")
       ->type_size(1)
       ->expected(1)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->allow_extra_args(false);  // one value a flag, as it is: "[INST] a, b" is no list
   command->add_flag("--ignore-eos", flags->ignore_eos, "Go on after the end-of-sequence token");
   command->add_flag("--json", flags->json, "One JSON object a line");
   command
