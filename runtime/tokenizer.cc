@@ -1,12 +1,11 @@
 #include "runtime/tokenizer.h"
 
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/status.h"
+#include "models/json_file.h"
 #include "nlohmann/json.hpp"
 #include "runtime/tokenizer_model.h"
 #include "runtime/utf8.h"
@@ -16,22 +15,14 @@ namespace {
 
 // Symbols are linked by 32-bit positions, and a normaliser may make a text several times as long.
 constexpr size_t kMaxTextBytes = size_t{1} << 28;
-
-absl::StatusOr<std::string> ReadWholeFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  if (!file.is_open() || file.bad()) {
-    return absl::PermissionDeniedError(
-        absl::StrCat(path, ": cannot be read; it must be a readable file"));
-  }
-  return bytes;
-}
+// The largest published are about 40 MB.
+constexpr int64_t kMaxFileBytes = int64_t{1} << 30;
 
 absl::StatusOr<SentencePieceTemplate> ReadTemplate(const std::string& path) {
   SentencePieceTemplate surround;
   std::error_code ignored;
   if (!std::filesystem::exists(path, ignored)) return surround;
-  ASSIGN_OR_RETURN(const std::string text, ReadWholeFile(path));
+  ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path, kMaxFileBytes));
   const auto config = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!config.is_object()) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": must be a JSON object"));
@@ -63,14 +54,14 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& mo
   const std::string model_path = absl::StrCat(model_dir, "/tokenizer.model");
   std::error_code ignored;
   if (std::filesystem::exists(json_path, ignored)) {
-    ASSIGN_OR_RETURN(const std::string json, ReadWholeFile(json_path));
+    ASSIGN_OR_RETURN(const std::string json, ReadTextFile(json_path, kMaxFileBytes));
     return FromJson(json, json_path);
   }
   if (!std::filesystem::exists(model_path, ignored)) {
     return absl::NotFoundError(
         absl::StrCat(model_dir, ": holds neither tokenizer.json nor tokenizer.model"));
   }
-  ASSIGN_OR_RETURN(const std::string bytes, ReadWholeFile(model_path));
+  ASSIGN_OR_RETURN(const std::string bytes, ReadTextFile(model_path, kMaxFileBytes));
   ASSIGN_OR_RETURN(const SentencePieceTemplate surround,
                    ReadTemplate(absl::StrCat(model_dir, "/tokenizer_config.json")));
   ASSIGN_OR_RETURN(auto model, ParseSentencePiece(bytes, model_path, surround));
