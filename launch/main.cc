@@ -59,21 +59,6 @@ extern "C" void OnInterrupt(int) {
   _exit(130);
 }
 
-// The program's arguments without those that made it start ranks.
-std::vector<std::string> RankArguments(int argc, char** argv) {
-  std::vector<std::string> out;
-  for (int i = 1; i < argc; ++i) {
-    const std::string word = argv[i];
-    bool own = false;
-    for (const std::string flag : {"--ranks", "--max-restarts"}) {
-      if (word == flag) ++i;
-      own = own || word == flag || word.rfind(flag + "=", 0) == 0;
-    }
-    if (!own) out.push_back(word);
-  }
-  return out;
-}
-
 // The exit status of the ranks that --ranks asks for.
 int StartRanks(const JobFlags& job, bool json, int argc, char** argv) {
   const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
@@ -92,7 +77,7 @@ int StartRanks(const JobFlags& job, bool json, int argc, char** argv) {
   return RunSupervised({.ranks = job.ranks,
                         .max_restarts = job.max_restarts,
                         .json = json,
-                        .arguments = RankArguments(argc, argv)});
+                        .arguments = {argv + 1, argv + argc}});
 }
 
 // What the supervisor, if there is one, gives its rank 0.
@@ -239,6 +224,7 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     parse_failure = [&app, error](bool speaks) { return ReportParse(app, error, speaks); };
   }
+  if (StartedBySupervisor()) job.ranks = job.max_restarts = 0;  // are its own
   if (!parse_failure && job.ranks > 0) return StartRanks(job, generate.json, argc, argv);
   const bool doctors = !parse_failure && doctor_command->parsed();
   Environment environment = CollectEnvironment({.programs = doctors, .root = {}});

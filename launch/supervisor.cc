@@ -51,6 +51,23 @@ extern "C" void OnSignal(int signal) {
   if (const pid_t child = g_child.load(); child > 0) kill(child, SIGTERM);
 }
 
+constexpr char kSupervised[] = "TRIREME_SUPERVISED";
+
+// Where mpirun would take it for the beginning of another program. What such a word can be: a
+// value, which may be part of its flag's word, or the name of a folder.
+void HideColon(std::vector<std::string>* words) {
+  for (size_t i = 1; i < words->size(); ++i) {
+    if ((*words)[i] != ":") continue;
+    std::string& flag = (*words)[i - 1];
+    if (!absl::StartsWith(flag, "--") || absl::StrContains(flag, "=")) {
+      (*words)[i] = "./:";
+    } else {
+      flag += "=:";
+      words->erase(words->begin() + static_cast<ptrdiff_t>(i--));
+    }
+  }
+}
+
 // Does not come back when mpirun starts.
 void BecomeMpirun(const SupervisorOptions& options, const std::vector<std::string>& more) {
   char self[4096];
@@ -59,6 +76,8 @@ void BecomeMpirun(const SupervisorOptions& options, const std::vector<std::strin
                                     std::string(self, length > 0 ? length : 0)};
   words.insert(words.end(), options.arguments.begin(), options.arguments.end());
   words.insert(words.end(), more.begin(), more.end());
+  HideColon(&words);
+  setenv(kSupervised, "1", 1);
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
@@ -331,6 +350,8 @@ void ForgetSlurm() {
 }
 
 }  // namespace
+
+bool StartedBySupervisor() { return std::getenv(kSupervised) != nullptr; }
 
 int RunSupervised(const SupervisorOptions& options) {
   SetSingleNodeEnvironment();

@@ -13,8 +13,12 @@ struct SupervisorOptions {
   int ranks = 0;
   int max_restarts = 0;
   bool json = false;                   // answers are JSON lines; so are those that never come
-  std::vector<std::string> arguments;  // of the ranks, without the program's name
+  std::vector<std::string> arguments;  // without the program's name
 };
+
+// Whether this process is one of the ranks that a RunSupervised has started: by its variable, which
+// mpirun hands on.
+bool StartedBySupervisor();
 
 // The exit status of the program.
 int RunSupervised(const SupervisorOptions& options);
