@@ -15,9 +15,11 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/status.h"
 #include "launch/placement.h"
 #include "launch/session.h"
 #include "models/checkpoint_identity.h"
+#include "models/weights.h"
 #include "nlohmann/json.hpp"
 #include "runtime/wire.h"
 
@@ -185,13 +187,21 @@ Findings CheckHostfileOf(const DoctorFlags& flags, const Environment& environmen
   return CheckHostfile(flags.hostfile, *text, with_slot, &HostIsKnown);
 }
 
+// All that loading would say before it reads a weight.
+absl::Status CheckWeights(const std::string& model_dir) {
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(model_dir));
+  ASSIGN_OR_RETURN(const std::unique_ptr<WeightLoader> loader, WeightLoader::Open(model_dir));
+  return loader->Check(AllWeightSpecs(config));
+}
+
 // Of the model's folder and the layout, by rank 0.
 Findings CheckModel(const DoctorFlags& flags, int ranks) {
   if (flags.model_dir.empty()) return {};
   ModelFlags model;
   model.model_dir = flags.model_dir;
   model.tp = flags.tp, model.pp = flags.pp, model.dp = flags.dp;
-  const absl::Status status = ChooseTopology(ranks, model).status();
+  absl::Status status = ChooseTopology(ranks, model).status();
+  if (status.ok()) status = CheckWeights(flags.model_dir);
   if (status.ok()) return {};
   return {{Severity::kError, "model", std::string(status.message())}};
 }

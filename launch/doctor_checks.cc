@@ -76,6 +76,25 @@ Findings CheckRefusedVariables(const Environment& environment) {
   return findings;
 }
 
+constexpr int64_t kLeastSessionBytes = 1 << 20;
+
+// Open MPI 5 crashes without a folder for its files, mpirun ends with pages. A recorded environment
+// may know of none.
+Findings CheckSessionFolder(const Environment& environment) {
+  const std::string& folder = environment.session_folder;
+  if (folder.empty() || environment.session_free_bytes >= kLeastSessionBytes) return {};
+  const std::string name = absl::CHexEscape(folder.substr(0, 80));
+  const bool full = environment.session_free_bytes >= 0;
+  Finding finding = Error(
+      "session-folder",
+      absl::StrCat("MPI keeps files of its own in ", name,
+                   full ? ", which is full: free some of it, or set TMPDIR to another folder"
+                        : ", which is no folder that this process may write: set TMPDIR to one, "
+                          "as /tmp"));
+  finding.of_host = true;
+  return {finding};
+}
+
 // Tasks of a Slurm step that Open MPI cannot join.
 Findings CheckSlurmStep(const Environment& environment, const Launch& launch) {
   if (launch.launcher != Launcher::kSlurmWithoutPmix) return {};
@@ -289,6 +308,7 @@ Findings CheckLaunch(const Environment& environment) {
   add(CheckSlurmFence(environment, launch));
   add(CheckForeignLauncher(launch));
   add(CheckMpiLibraries(environment));
+  if (launch.launcher == Launcher::kAlone) add(CheckSessionFolder(environment));
   add(CheckSharedMemory(environment, launch));
   add(CheckChosenNetwork(environment, launch));
   return findings;

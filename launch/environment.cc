@@ -12,11 +12,14 @@ namespace trireme {
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(NetworkInterface, name, address, prefix_bits)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Gpu, pci_address, uuid, numa_node)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(
-    Environment, variables, mpi_parameters, host, user_id, cores, container, slurm_task_is_ours,
-    mpi_built, mpi_loaded, mpi_libraries, absent_mpi_components, refused_mpi_variables,
-    shm_free_bytes, locked_memory_bytes, infiniband, interfaces, gpus, nvidia_driver, cuda_runtime,
-    mpirun, srun, mpirun_version, physical_cores, nccl, nccl_error)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE_WITH_DEFAULT(Environment, variables, mpi_parameters, host,
+                                                user_id, cores, container, slurm_task_is_ours,
+                                                mpi_built, mpi_loaded, mpi_libraries,
+                                                absent_mpi_components, refused_mpi_variables,
+                                                session_folder, session_free_bytes, shm_free_bytes,
+                                                locked_memory_bytes, infiniband, interfaces, gpus,
+                                                nvidia_driver, cuda_runtime, mpirun, srun,
+                                                mpirun_version, physical_cores, nccl, nccl_error)
 
 const std::string& Environment::Variable(const std::string& name) const {
   static const std::string empty;
@@ -156,6 +159,10 @@ std::map<std::string, std::string> Preparations(const Environment& environment) 
   const Launch launch = IdentifyLaunch(environment);
   if (launch.launcher == Launcher::kAlone && environment.Has("SLURM_STEP_ID"))
     prepared["SLURM_STEP_ID"] = "";
+  // All processes that are alone share a folder in Open MPI 4: one that ends may remove what
+  // another is about to use, and they need none.
+  if (launch.launcher == Launcher::kAlone && !environment.Has("OMPI_MCA_orte_create_session_dirs"))
+    prepared["OMPI_MCA_orte_create_session_dirs"] = "0";
   std::string bridges;
   bool others = false;
   for (const NetworkInterface& interface : environment.interfaces) {

@@ -48,6 +48,9 @@ struct Environment {
   // OMPI_MCA_*, PMIX_MCA_* and PRTE_MCA_* variables with which MPI does not start, as found by a
   // trial: not by CollectEnvironment. See launch/mpi_trial.h.
   std::vector<std::string> refused_mpi_variables;
+  // Where MPI and mpirun keep files of their own, and what is free there; -1: not writable.
+  std::string session_folder;
+  int64_t session_free_bytes = -1;
   int64_t shm_free_bytes = -1;       // of /dev/shm; -1: there is none
   int64_t locked_memory_bytes = -1;  // limit; -1: none
   bool infiniband = false;           // an InfiniBand or RoCE device is there

@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -188,6 +189,26 @@ void ReadGpus(const std::string& root, Environment* out) {
   }
 }
 
+// As Open MPI looks for it.
+void ReadSessionFolder(Environment* out) {
+  out->session_folder = "/tmp";
+  for (const char* name : {"TEMP", "TMP", "TMPDIR"}) {
+    const char* const value = std::getenv(name);
+    if (value != nullptr && *value != '\0') out->session_folder = value;
+  }
+  struct statvfs folder;
+  struct stat what;
+  const char* const path = out->session_folder.c_str();
+  // /proc lets nobody make anything, and lets root believe otherwise.
+  const bool usable = stat(path, &what) == 0 && S_ISDIR(what.st_mode) &&
+                      access(path, W_OK | X_OK) == 0 && statvfs(path, &folder) == 0 &&
+                      folder.f_blocks > 0;
+  if (usable) {
+    out->session_free_bytes =
+        static_cast<int64_t>(folder.f_bavail) * static_cast<int64_t>(folder.f_frsize);
+  }
+}
+
 void ReadLimits(const std::string& root, Environment* out) {
   struct statvfs shm;
   if (statvfs((root + "/dev/shm").c_str(), &shm) == 0 && access("/dev/shm", W_OK) == 0)
@@ -308,6 +329,7 @@ Environment CollectEnvironment(const CollectOptions& options) {
       out.Number("SLURM_TASK_PID") > 0 && IsOurs(root, out.Number("SLURM_TASK_PID"));
   ReadMpi(root, &out);
   out.absent_mpi_components = AbsentMpiComponents(out);
+  ReadSessionFolder(&out);
   ReadLimits(root, &out);
   ReadInterfaces(&out);
   ReadGpus(root, &out);

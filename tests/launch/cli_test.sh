@@ -8,17 +8,24 @@ work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 ln -s "$1" "$work/trireme"; trireme=$work/trireme
 ln -s "$3/stories260K" "$work/stories260K"; model=$work/stories260K
 passed=0 failed=0
+# The mpirun of Open MPI 5 loses part or all of what ranks print, now and then on a busy machine.
+loses_output=$("$mpiexec" --version 2>/dev/null | grep -o 'Open MPI) 5') || loses_output=
 
 fail() { printf 'FAILED: %s\n' "$*"; failed=$((failed + 1)); }
 # expect STATUS 'extended regex of the last stderr line' COMMAND...: also checks that stderr is a single line on failure.
 expect() {
   local status=$1 pattern=$2; shift 2
+  local problem; problem=$(try "$status" "$pattern" "$@")
+  if [ -n "$problem" ] && [ -n "$loses_output" ]; then echo "once more: $problem"; problem=$(try "$status" "$pattern" "$@"); fi
+  if [ -n "$problem" ]; then fail "$problem"; else passed=$((passed + 1)); fi
+}
+try() {  # prints what is wrong
+  local status=$1 pattern=$2; shift 2
   timeout 60 "$@" >"$work/out" 2>"$work/err"; local got=$?
   local lines; lines=$(grep -c '^trireme:' "$work/err")
-  if [ "$got" != "$status" ]; then fail "$* : exit status $got, not $status: $(head -c 400 "$work/err")"; return; fi
-  if ! grep -qE -e "$pattern" "$work/err" "$work/out"; then fail "$* : no '$pattern' in: $(head -c 400 "$work/err")"; return; fi
-  if [ "$status" != 0 ] && [ "$lines" != 1 ]; then fail "$* : $lines lines of our own, not one"; return; fi
-  passed=$((passed + 1))
+  if [ "$got" != "$status" ]; then echo "$* : exit status $got, not $status: $(head -c 400 "$work/err")"
+  elif ! grep -qE -e "$pattern" "$work/err" "$work/out"; then echo "$* : no '$pattern' in: $(head -c 400 "$work/err")"
+  elif [ "$status" != 0 ] && [ "$lines" != 1 ]; then echo "$* : $lines lines of our own, not one"; fi
 }
 # mpirun adds lines of its own when a rank fails; only ours start with "trireme:".
 ranks() { printf '%s\n' "$mpiexec -np $1 $trireme"; }
@@ -247,9 +254,48 @@ expect 2 '--alpha: must be 0 or more, not nan' "$trireme" bench mol --alpha nan
 expect 2 '--memory-gb: must be from 0.001 to 1e\+?09, not nan' "$trireme" tune mol --latency-ms 1 --memory-gb nan
 expect 0 'first token' $(ranks 2) generate "$model" --prompt x --max-tokens 4 --failure-timeout 0
 
+# A value is one word, as it is, and a flag's name in it is no flag.
+for prompt in '[INST] a story, please [/INST]' '[]' '--ranks' '--max-restarts' ':'; do
+  for how in "" "--ranks 2" "--ranks 2 --max-restarts 1"; do
+    expect 0 '"index":0' "$trireme" generate "$model" $how --prompt "$prompt" --max-tokens 3 --json
+    python3 - "$work/out" "$prompt" <<'P' || fail "$how --prompt $prompt: $(cat "$work/out")"
+import json, sys
+lines = [json.loads(line) for line in open(sys.argv[1])]
+assert len(lines) == 1 and lines[0]["prompt"] == sys.argv[2], lines
+P
+  done
+done
+expect 2 'not expected: Tom' "$trireme" generate "$model" --prompt Once Tom
+expect 0 '"index":1' "$trireme" generate "$model" --prompt-ids 1,403 --prompt-ids=1 --max-tokens 2 --json
+
+# A folder, a pipe or a device in place of a tokenizer is named; nobody waits for it.
+mkdir -p "$work/odd"; ln -sf "$(readlink -f "$model")"/{config.json,model.safetensors} "$work/odd/"
+for make in 'mkdir' 'mkfifo' 'ln -s /dev/zero'; do
+  for name in tokenizer.json tokenizer.model; do
+    $make "$work/odd/$name"
+    expect 1 "$name: is not a regular file" "$trireme" generate "$work/odd" --prompt x
+    rm -r "${work:?}/odd/$name"
+  done
+done
+
+# Without a folder for its files MPI would crash, or mpirun end with pages.
+for folder in /dev/null /proc "$work/nothere"; do
+  expect 1 "MPI keeps files of its own in $folder, .*\(session-folder\)" env TMPDIR="$folder" "$trireme" generate "$model" --prompt x
+  expect 1 "MPI keeps files of its own in $folder" env TMPDIR="$folder" "$trireme" generate "$model" --ranks 2 --prompt x
+  expect_doctor 1 "MPI keeps files of its own in $folder" env TMPDIR="$folder" "$trireme" doctor
+done
+
+# The doctor looks at weights as loading would.
+mkdir "$work/short"; cp "$(readlink -f "$model")/config.json" "$work/short/"
+expect_doctor 1 'has neither model.safetensors nor' "$trireme" doctor "$work/short"
+echo x >"$work/short/model.safetensors"
+expect_doctor 1 'model.safetensors' "$trireme" doctor "$work/short"
+
 # Two jobs at once share no name.
-"$trireme" generate "$model" --ranks 2 --prompt "Once upon a time" --max-tokens 300 --ignore-eos >"$work/first" 2>/dev/null & other=$!
-"$trireme" generate "$model" --ranks 2 --prompt "Once upon a time" --max-tokens 300 --ignore-eos >"$work/second" 2>/dev/null
+# With restarts their output does not come by mpirun.
+two() { "$trireme" generate "$model" --ranks 2 --max-restarts 1 --prompt "Once upon a time" --max-tokens 300 --ignore-eos >"$1" 2>/dev/null; }
+two "$work/first" & other=$!
+two "$work/second"
 wait $other
 if [ -s "$work/first" ] && cmp -s "$work/first" "$work/second"; then passed=$((passed + 1)); else fail "two jobs at once"; fi
 

@@ -14,6 +14,7 @@
 namespace trireme {
 namespace {
 
+using testing::Contains;
 using testing::ElementsAre;
 using testing::IsEmpty;
 using testing::Pair;
@@ -136,12 +137,22 @@ TEST(Environment, KeepsOpenMpiOffBridges) {
   EXPECT_THAT(Preparations(Recorded("openmpi4", R"({"interfaces": [
                   {"name": "docker0", "address": "172.17.0.1", "prefix_bits": 16}]})")),
               IsEmpty());
-  EXPECT_THAT(Preparations(Recorded("alone", bridge + "}")), IsEmpty());
+  EXPECT_THAT(Preparations(Recorded("alone", bridge + "}")),
+              ElementsAre(Pair("OMPI_MCA_orte_create_session_dirs", "0")));
+}
+
+// They would remove each other's folders.
+TEST(Environment, ProcessesThatAreAloneShareNoFolder) {
+  EXPECT_THAT(Preparations(Recorded("alone")),
+              ElementsAre(Pair("OMPI_MCA_orte_create_session_dirs", "0")));
+  EXPECT_THAT(Preparations(Recorded(
+                  "alone", R"({"variables": {"OMPI_MCA_orte_create_session_dirs": "1"}})")),
+              IsEmpty());
 }
 
 // Open MPI refuses to run in a Slurm step without PMIx, be it a step of one task.
 TEST(Environment, OneTaskOfAStepRunsOnItsOwn) {
-  EXPECT_THAT(Preparations(Recorded("srun_one_task")), ElementsAre(Pair("SLURM_STEP_ID", "")));
+  EXPECT_THAT(Preparations(Recorded("srun_one_task")), Contains(Pair("SLURM_STEP_ID", "")));
   EXPECT_THAT(Preparations(Recorded("srun_pmix")), IsEmpty());
 }
 
