@@ -100,6 +100,14 @@ void BlockEngine::Yield() {
   Fiber::Switch(t.fiber, scheduler_, t.state == State::kDone);
 }
 
+// The others have their turns first, in every order.
+void BlockEngine::Spin() {
+  CudaThread& t = current();
+  t.state = State::kReady;
+  ready_.insert(ready_.begin(), t.index);
+  Yield();
+}
+
 void BlockEngine::Barrier(int id, int count, Loc loc) {
   CudaThread& t = current();
   t.barrier_id = id, t.barrier_count = count, t.loc = loc;
