@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "absl/status/status.h"
 #include "kernels/check.h"
@@ -95,6 +96,9 @@ class Communicator {
   // Its collectives may be part of what Stream::Capture records, once they have been called with as
   // much before, or Reserve has. A group of one moves nothing.
   virtual bool capturable() const { return size_ == 1; }
+
+  // For people: what start-up decided on how sums travel; empty where there was nothing to decide.
+  virtual std::string DescribeSums() const { return ""; }
 
   // Bytes this rank has sent and received so far.
   int64_t bytes_moved() const { return bytes_moved_; }

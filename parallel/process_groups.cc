@@ -97,8 +97,9 @@ absl::StatusOr<ProcessGroups> CreateProcessGroups(ControlPlane& control, const T
     RETURN_IF_ERROR(control.JobStatus());
     if (peers.ok()) tp_nccl.peers = *std::move(peers);
   }
+  // tp_nccl stays: giving the mapping back is collective, and so not for a rank that fails alone.
   absl::StatusOr<std::unique_ptr<Communicator>> made =
-      ForDevice(std::move(groups.tp), control, device, tp_members, nccl, std::move(tp_nccl));
+      ForDevice(std::move(groups.tp), control, device, tp_members, nccl, tp_nccl);
   RETURN_IF_ERROR(control.Agree(made.status()));
   groups.tp = *std::move(made);
   made = ForDevice(std::move(groups.pp), control, device, pp_members, nccl,

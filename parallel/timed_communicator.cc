@@ -20,6 +20,7 @@ class TimedCommunicator : public Communicator {
   int64_t buffer_bytes() const override { return inner_->buffer_bytes(); }
   bool spans_hosts() const override { return inner_->spans_hosts(); }
   bool capturable() const override { return inner_->capturable(); }
+  std::string DescribeSums() const override { return inner_->DescribeSums(); }
   bool FusesNorm(ConstTensorView data) const override { return inner_->FusesNorm(data); }
   void DoAllReduceSum(Stream& stream, TensorView data) override {
     Time("all-reduce", [&] { inner_->AllReduceSum(stream, data); });

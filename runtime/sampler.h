@@ -127,7 +127,7 @@ class Sampler {
     bool again = false;
   };
   class DeviceVisit;
-  static const Visit kCaptured;
+  static const Visit kCaptured;  // for rows of all kinds
   // The rows of a call, and what their first visit is to bring.
   struct Begun {
     size_t rows = 0;

@@ -112,6 +112,13 @@ class NcclCommunicator final : public Communicator {
     return static_cast<int64_t>(scratch_.bytes()) + (peers_ ? peers_->bytes() : 0);
   }
 
+  std::string DescribeSums() const override {
+    if (!peers_) return "";
+    const SumLimits& limits = peers_->limits();
+    return absl::StrCat("sums over peer memory: up to ", limits.one_shot, " B one-shot, up to ",
+                        limits.two_shot, " B two-shot");
+  }
+
   void DoAllReduceSum(Stream& stream, TensorView data) override {
     CHECK(all_ != nullptr && data.contiguous());
     if (data.elements() == 0) return;

@@ -15,6 +15,7 @@
 
 #include "parallel/rank_sum.h"
 #include "tests/host_cuda/device.h"
+#include "tests/host_cuda/peer_ranks.h"
 #include "tests/testing.h"
 
 namespace trireme {
@@ -22,44 +23,12 @@ namespace {
 
 using cuda::PeerPath;
 
-constexpr int64_t kHalfBytes = 1 << 18;
 constexpr float kEps = 1e-5f;
 constexpr PeerPath kPaths[] = {PeerPath::kOneShot, PeerPath::kTwoShot};
 
-// The ranks of a group, each with its memory; all in one process.
-class Group {
- public:
-  explicit Group(int size) : size_(size), launched_(size, 0) {
-    for (int r = 0; r < size; ++r)
-      memory_.push_back(cpu_.Zeros(DType::kU8, {cuda::PeerMemoryBytes(kHalfBytes)}));
-  }
-  cuda::PeerGroup Of(int rank) {
-    cuda::PeerGroup group{.rank = rank, .size = size_, .half_bytes = kHalfBytes};
-    for (int r = 0; r < size_; ++r) group.memory[r] = memory_[r].view().as<char>();
-    group.launched = &launched_[rank];
-    group.given_up = &given_up_;
-    return group;
-  }
-  // Calls work(rank) of the ranks at once.
-  void Run(const std::function<void(int)>& work) const {
-    std::vector<std::jthread> threads;
-    for (int r = 0; r < size_; ++r) threads.emplace_back([&work, r] { work(r); });
-  }
-  void GiveUp() { std::atomic_ref(given_up_).store(1); }
-  int size() const { return size_; }
-  const TestDevice& cpu() const { return cpu_; }
-
- private:
-  const int size_;
-  const TestDevice cpu_;
-  std::vector<Tensor> memory_;
-  std::vector<uint64_t> launched_;
-  uint32_t given_up_ = 0;
-};
-
 // What the ranks bring. Every fourth element of the first two ranks nearly cancels, so that another
 // order of the sum gives other bits.
-std::vector<Tensor> Parts(const Group& group, DType dtype, Shape shape, uint64_t seed) {
+std::vector<Tensor> Parts(const PeerRanks& group, DType dtype, Shape shape, uint64_t seed) {
   std::vector<Tensor> parts;
   for (int r = 0; r < group.size(); ++r) {
     parts.push_back(group.cpu().Random(dtype, shape, seed * 100 + r, 4.0));
@@ -70,7 +39,7 @@ std::vector<Tensor> Parts(const Group& group, DType dtype, Shape shape, uint64_t
   return parts;
 }
 
-Tensor SumOf(const Group& group, const std::vector<Tensor>& parts) {
+Tensor SumOf(const PeerRanks& group, const std::vector<Tensor>& parts) {
   const TensorView first = parts[0].view();
   Tensor sum = group.cpu().Zeros(first.dtype, first.shape);
   std::vector<const void*> inputs;
@@ -83,12 +52,12 @@ class PeerSumTest : public ::testing::TestWithParam<DType> {};
 
 // Sums of all ranks, one after the other on each rank's thread.
 struct Sums {
-  void Add(const Group& group, DType dtype, int64_t count, PeerPath path) {
+  void Add(const PeerRanks& group, DType dtype, int64_t count, PeerPath path) {
     parts.push_back(Parts(group, dtype, {count}, parts.size() + 1));
     expected.push_back(SumOf(group, parts.back()));
     paths.push_back(path);
   }
-  void Run(Group& group, const std::function<void(int rank, size_t sum)>& before) const {
+  void Run(PeerRanks& group, const std::function<void(int rank, size_t sum)>& before) const {
     group.Run([&](int r) {
       for (size_t i = 0; i < parts.size(); ++i) {
         before(r, i);
@@ -110,7 +79,7 @@ struct Sums {
 TEST_P(PeerSumTest, HasTheBitsOfTheSumInRankOrder) {
   for (const int ranks : {2, 3, 4, 8}) {
     SCOPED_TRACE(testing::Message() << ranks << " ranks");
-    Group group(ranks);
+    PeerRanks group(ranks);
     Sums sums;
     for (const PeerPath path : kPaths) {
       for (const int64_t count : {1, 7, 16, 97, 512}) sums.Add(group, GetParam(), count, path);
@@ -123,7 +92,7 @@ TEST_P(PeerSumTest, HasTheBitsOfTheSumInRankOrder) {
 }
 
 TEST_P(PeerSumTest, TakesAnyAddress) {
-  Group group(2);
+  PeerRanks group(2);
   const std::vector<Tensor> parts = Parts(group, GetParam(), {104}, 3);
   const Tensor expected = SumOf(group, parts);
   for (const PeerPath path : kPaths) {
@@ -158,7 +127,7 @@ struct Normed {
 
 void CheckNorm(const TestDevice& emulator, DType dtype, int ranks, int64_t rows, int64_t width,
                PeerPath path) {
-  Group group(ranks);
+  PeerRanks group(ranks);
   const std::vector<Tensor> parts = Parts(group, dtype, {rows, width}, rows + width);
   const Normed expected(emulator, dtype, rows, width, false);
   AddRmsNorm(emulator.stream(), expected.residual, SumOf(group, parts).view(),
@@ -199,7 +168,7 @@ TEST_P(PeerSumTest, FusedWithTheNormHasTheBitsOfTheTwoOps) {
 // what another still reads.
 TEST_P(PeerSumTest, LaunchesInARowDoNotMeetInMemory) {
   constexpr int64_t kCounts[] = {5, 1100, 300};
-  Group group(3);
+  PeerRanks group(3);
   Sums sums;
   for (size_t i = 0; i < 24; ++i) sums.Add(group, GetParam(), kCounts[i % 3], kPaths[i / 2 % 2]);
   sums.Run(group, [](int rank, size_t i) {
@@ -213,7 +182,7 @@ TEST_P(PeerSumTest, LaunchesInARowDoNotMeetInMemory) {
 TEST_P(PeerSumTest, IsReplayedOnOtherValues) {
   constexpr int kRanks = 4, kReplays = 5;
   constexpr int64_t kCount = 200;
-  Group group(kRanks);
+  PeerRanks group(kRanks);
   std::vector<Tensor> data;
   std::vector<host_cuda::Recording> graphs(kRanks);
   for (int r = 0; r < kRanks; ++r) {
@@ -249,7 +218,7 @@ INSTANTIATE_TEST_SUITE_P(Types, PeerSumTest,
 
 // Rank 1 is dead.
 TEST(PeerSum, AWaitForOneWhoNeverComesIsGivenUp) {
-  Group group(2);
+  PeerRanks group(2);
   const std::vector<Tensor> parts = Parts(group, DType::kF32, {40}, 1);
   for (const PeerPath path : kPaths) {
     std::atomic<bool> left{false};
