@@ -171,8 +171,9 @@ __global__ void SumOverPeers(const __grid_constant__ PeerGroup group,
 
 template <typename T, int V, bool kNorm>
 void Enqueue(gpu::StreamHandle stream, const PeerGroup& group, PeerPath path, const Task<T>& task) {
+  const int64_t longest = std::min(int64_t{task.width}, task.elements);
   const gpu::Config config{dim3(static_cast<unsigned>(std::min(task.rows, kMaxPeerBlocks))),
-                           dim3(RowThreads(task.width, V)), 0, stream};
+                           dim3(RowThreads(longest, V)), 0, stream};
   if (path == PeerPath::kTwoShot) {
     gpu::LaunchResident(config, SumOverPeers<T, V, true, kNorm>, group, task);
   } else {

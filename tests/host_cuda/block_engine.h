@@ -87,7 +87,7 @@ class BlockEngine {
   const std::function<void()>* body_ = nullptr;
   Options options_;
   std::deque<CudaThread> threads_;  // fibers never move
-  std::vector<int> ready_;
+  std::vector<int> ready_, spinning_;
   std::vector<std::pair<const void*, void*>> statics_;
   CudaThread* current_ = nullptr;
   Fiber scheduler_;

@@ -162,7 +162,12 @@ TEST_P(PeerDecoderTest, HasTheBitsOfPlainSums) {
   const TempDir dir;
   const ModelConfig config = Config(GetParam());
   WriteRandomCheckpoint(dir.path(), config);
-  for (const int size : {2, 4}) {
+#ifdef __SANITIZE_THREAD__
+  const std::vector<int> sizes = {2};  // it holds a megabyte for each thread of each block
+#else
+  const std::vector<int> sizes = {2, 4};
+#endif
+  for (const int size : sizes) {
     PeerRanks peers(size);
     Meeting meeting(size);
     peers.Run([&](int r) {
