@@ -84,14 +84,19 @@ void RmsNorm(Stream& stream, ConstTensorView x, ConstTensorView weight, float ep
   stream.ops().rms_norm(stream, x, weight, eps, out);
 }
 
-void AddRmsNorm(Stream& stream, TensorView residual, ConstTensorView delta, ConstTensorView weight,
-                float eps, TensorView out) {
+void CheckAddRmsNorm(ConstTensorView residual, ConstTensorView delta, ConstTensorView weight,
+                     ConstTensorView out) {
   CheckMatrix(residual, "residual");
   CheckMatrix(delta, "delta");
   CheckMatrix(out, "out");
   CheckShape(delta, residual.shape, residual.dtype, "delta");
   CheckVector(weight, residual.dim(1), residual.dtype, "norm weight");
   CheckShape(out, residual.shape, residual.dtype, "out");
+}
+
+void AddRmsNorm(Stream& stream, TensorView residual, ConstTensorView delta, ConstTensorView weight,
+                float eps, TensorView out) {
+  CheckAddRmsNorm(residual, delta, weight, out);
   stream.ops().add_rms_norm(stream, residual, delta, weight, eps, out);
 }
 

@@ -94,6 +94,9 @@ void RmsNorm(Stream& stream, ConstTensorView x, ConstTensorView weight, float ep
 // the rounded sum.
 void AddRmsNorm(Stream& stream, TensorView residual, ConstTensorView delta, ConstTensorView weight,
                 float eps, TensorView out);
+// What it asks of its tensors: for a communicator that fuses it with a sum over ranks.
+void CheckAddRmsNorm(ConstTensorView residual, ConstTensorView delta, ConstTensorView weight,
+                     ConstTensorView out);
 
 // x [T, H] += delta [T, H].
 void Add(Stream& stream, TensorView x, ConstTensorView delta);

@@ -20,42 +20,47 @@ void CheckLogits(ConstTensorView logits) {
 
 }  // namespace
 
-void PenalizeLogits(Stream& stream, TensorView logits, ConstTensorView places,
-                    ConstTensorView amounts, TensorView before) {
+void PenalizeLogits(Stream& stream, TensorView logits, ConstTensorView count,
+                    ConstTensorView places, ConstTensorView amounts, TensorView before) {
   CheckLogits(logits);
-  const int64_t count = places.dim(0);
-  CheckTensor(places, {count, 2}, DType::kI32, "places");
-  CheckTensor(amounts, {count, 2}, DType::kF32, "amounts");
-  CheckTensor(before, {count}, DType::kF32, "before");
-  if (count > 0) stream.ops().penalize_logits(stream, logits, places, amounts, before);
+  const int64_t most = places.dim(0);
+  CheckTensor(count, {1}, DType::kI32, "count");
+  CheckTensor(places, {most, 2}, DType::kI32, "places");
+  CheckTensor(amounts, {most, 2}, DType::kF32, "amounts");
+  CheckTensor(before, {most}, DType::kF32, "before");
+  if (most > 0) stream.ops().penalize_logits(stream, logits, count, places, amounts, before);
 }
 
 void SummarizeLogits(Stream& stream, ConstTensorView logits, ConstTensorView inverse_temperature,
-                     TensorView largest, TensorView sum, TensorView scores, TensorView columns) {
+                     ConstTensorView counts, TensorView largest, TensorView sum, TensorView scores,
+                     TensorView columns) {
   CheckLogits(logits);
   const int64_t rows = logits.dim(0), count = scores.dim(1);
   CheckTensor(inverse_temperature, {rows}, DType::kF64, "inverse_temperature");
+  CheckTensor(counts, {rows}, DType::kI32, "counts");
   CheckTensor(largest, {rows}, DType::kF32, "largest");
   CheckTensor(sum, {rows}, DType::kF64, "sum");
   CheckTensor(scores, {rows, count}, DType::kF32, "scores");
   CheckTensor(columns, {rows, count}, DType::kI32, "columns");
   CHECK_LE(count, logits.dim(1)) << "more candidates than tokens";
   if (rows == 0) return;
-  stream.ops().summarize_logits(stream, logits, inverse_temperature, largest, sum, scores, columns);
+  stream.ops().summarize_logits(stream, logits, inverse_temperature, counts, largest, sum, scores,
+                                columns);
 }
 
 void DrawTokens(Stream& stream, ConstTensorView logits, ConstTensorView seeds,
-                ConstTensorView limits, int64_t first_id, TensorView keys, TensorView scores,
-                TensorView columns) {
+                ConstTensorView limits, ConstTensorView largest, int64_t first_id, TensorView keys,
+                TensorView scores, TensorView columns) {
   CheckLogits(logits);
   const int64_t rows = logits.dim(0);
   CheckTensor(seeds, {rows, 2}, DType::kI64, "seeds");
   CheckTensor(limits, {rows, 2}, DType::kF64, "limits");
+  CheckTensor(largest, {rows}, DType::kF32, "largest");
   CheckTensor(keys, {rows}, DType::kF64, "keys");
   CheckTensor(scores, {rows}, DType::kF32, "scores");
   CheckTensor(columns, {rows}, DType::kI32, "columns");
   if (rows == 0) return;
-  stream.ops().draw_tokens(stream, logits, seeds, limits, first_id, keys, scores, columns);
+  stream.ops().draw_tokens(stream, logits, seeds, limits, largest, first_id, keys, scores, columns);
 }
 
 OpCost PenalizeLogitsCost(int64_t penalties) {

@@ -151,8 +151,10 @@ void AddRunFlags(CLI::App* app, ModelFlags* flags, JobFlags* job) {
   app->add_option("--device", flags->device, "auto (cuda where all ranks have it), cpu or cuda")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
-  app->add_option("--collectives", flags->collectives,
-                  "How GPU tensors move between ranks: auto, nccl, or host (through host memory)")
+  app->add_option(
+         "--collectives", flags->collectives,
+         "How GPU tensors move between ranks: auto (NCCL, and small sums through the GPUs' "
+         "memory where that is faster), nccl (alone), or host (through host memory)")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "nccl", "host"}));
   app->add_flag("--allow-shared-gpu", flags->allow_shared_gpu,

@@ -99,8 +99,10 @@ class Generator {
     RETURN_IF_ERROR(control_.Agree(status));
     RETURN_IF_ERROR(EndTraceFile(control_, flags_.serving.trace_file));
     SumStats();
-    const std::string memory = DescribeBytesPerRank(*worker_);
-    if (control_.rank() == 0) std::fprintf(stderr, "%s | %s\n", Summary().c_str(), memory.c_str());
+    std::string rest = DescribeBytesPerRank(*worker_);
+    if (const std::string sums = worker_->DescribeSums(); !sums.empty())
+      absl::StrAppend(&rest, " | ", sums);
+    if (control_.rank() == 0) std::fprintf(stderr, "%s | %s\n", Summary().c_str(), rest.c_str());
     return absl::OkStatus();
   }
 

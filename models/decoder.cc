@@ -9,6 +9,7 @@ void Decoder::Embed(Stream& stream, const Batch& batch, TensorView hidden) {
 
 void Decoder::Forward(Stream& stream, const Batch& batch, const KvCache& kv, TensorView hidden) {
   const float eps = static_cast<float>(config_.rms_norm_eps);
+  Communicator& tp = *groups_->tp;
   arena_.Reset();
   const TensorView normed = arena_.Allocate(dtype_, hidden.shape);
   const TensorView delta = arena_.Allocate(dtype_, hidden.shape);
@@ -17,11 +18,13 @@ void Decoder::Forward(Stream& stream, const Batch& batch, const KvCache& kv, Ten
     const Layer& layer = layers_[i];
     Attention(stream, batch, layer, kv.Layer(static_cast<int64_t>(i), batch.page_tables), normed,
               delta);
-    AddRmsNorm(stream, hidden, delta, layer.post_norm.view(), eps, normed);
+    tp.AllReduceAddRmsNorm(stream, delta, hidden, layer.post_norm.view(), eps, normed);
     Mlp(stream, layer, normed, delta);
     if (i + 1 < layers_.size()) {
-      AddRmsNorm(stream, hidden, delta, layers_[i + 1].input_norm.view(), eps, normed);
+      const TensorView next_norm = layers_[i + 1].input_norm.view();
+      tp.AllReduceAddRmsNorm(stream, delta, hidden, next_norm, eps, normed);
     } else {
+      tp.AllReduceSum(stream, delta);
       Add(stream, hidden, delta);
     }
   }
@@ -46,7 +49,6 @@ void Decoder::Attention(Stream& stream, const Batch& batch, const Layer& layer, 
   PagedAttention(stream, qkv.Columns(0, q_heads_ * head_dim), kv, batch.cu_q_lens, batch.kv_lens,
                  shape, attended);
   MatMul(stream, attended, *layer.o, layer.o_bias.view(), delta);
-  groups_->tp->AllReduceSum(stream, delta);
   arena_.Rewind(mark);
 }
 
@@ -56,7 +58,6 @@ void Decoder::Mlp(Stream& stream, const Layer& layer, ConstTensorView normed, Te
   const TensorView activated = arena_.Allocate(dtype_, {tokens, intermediate_});
   MatMulSwiGlu(stream, normed, *layer.gate_up, layer.gate_up_bias.view(), activated);
   MatMul(stream, activated, *layer.down, layer.down_bias.view(), delta);
-  groups_->tp->AllReduceSum(stream, delta);
   arena_.Rewind(mark);
 }
 

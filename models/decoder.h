@@ -73,6 +73,7 @@ class Decoder {
   class Builder;  // loads; in decoder_load.cc
 
   Decoder() = default;
+  // Each leaves this rank's part of delta [T, H]: the sum over ranks is the caller's.
   void Attention(Stream& stream, const Batch& batch, const Layer& layer, const PagedKv& kv,
                  ConstTensorView normed, TensorView delta);
   void Mlp(Stream& stream, const Layer& layer, ConstTensorView normed, TensorView delta);

@@ -8,9 +8,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "absl/status/status.h"
+#include "kernels/check.h"
 #include "kernels/device.h"
+#include "kernels/ops.h"
 #include "kernels/tensor.h"
 #include "parallel/flight_recorder.h"
 
@@ -27,6 +30,21 @@ class Communicator {
     Recorded({CommOp::kAllReduce, group_index_, data.bytes()},
              [&] { DoAllReduceSum(stream, data); });
   }
+  // residual += the sum over ranks of data, out = RmsNorm(residual): shapes as in AddRmsNorm
+  // (kernels/ops.h), with data for its delta. The bits are those of AllReduceSum and AddRmsNorm.
+  // What is left in data is of no use.
+  void AllReduceAddRmsNorm(Stream& stream, TensorView data, TensorView residual,
+                           ConstTensorView weight, float eps, TensorView out) {
+    if (!FusesNorm(data)) {
+      AllReduceSum(stream, data);
+      return AddRmsNorm(stream, residual, data, weight, eps, out);
+    }
+    CheckAddRmsNorm(residual, data, weight, out);
+    Recorded({CommOp::kAllReduce, group_index_, data.bytes()},
+             [&] { DoAllReduceAddRmsNorm(stream, data, residual, weight, eps, out); });
+  }
+  // Whether that is one kernel here, for such a sum.
+  virtual bool FusesNorm(ConstTensorView /*data*/) const { return false; }
   // out = the ranks' `in` one after the other: out.bytes() == size() * in.bytes(); contiguous, any
   // dtype.
   void AllGather(Stream& stream, ConstTensorView in, TensorView out) {
@@ -79,11 +97,19 @@ class Communicator {
   // much before, or Reserve has. A group of one moves nothing.
   virtual bool capturable() const { return size_ == 1; }
 
+  // For people: what start-up decided on how sums travel; empty where there was nothing to decide.
+  virtual std::string DescribeSums() const { return ""; }
+
   // Bytes this rank has sent and received so far.
   int64_t bytes_moved() const { return bytes_moved_; }
 
  protected:
   virtual void DoAllReduceSum(Stream& stream, TensorView data) = 0;
+  // Where FusesNorm says so.
+  virtual void DoAllReduceAddRmsNorm(Stream&, TensorView, TensorView, ConstTensorView, float,
+                                     TensorView) {
+    Fatal(__FILE__, __LINE__, "no norm is fused with sums here");
+  }
   virtual void DoAllGather(Stream& stream, ConstTensorView in, TensorView out) = 0;
   virtual int64_t DoSend(Stream& stream, ConstTensorView data, int peer) = 0;
   virtual void DoWaitSend(Stream& stream, int64_t ticket) = 0;

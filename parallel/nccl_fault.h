@@ -1,6 +1,6 @@
 // Why the NCCL of a host will not do, in one wording: of the module that opens it
 // (parallel/nccl/) and of the doctor, who looks before (launch/doctor_checks.h). Inline, as the
-// module holds no code of this folder.
+// module holds hardly any code of this folder.
 #pragma once
 
 #include <optional>

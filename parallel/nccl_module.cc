@@ -12,6 +12,14 @@ absl::StatusOr<NcclIds> MakeNcclIds() {
   return ids;
 }
 
+absl::StatusOr<std::unique_ptr<PeerMemory>> NewCudaPeerMemory(Device& device) {
+  using Result = absl::StatusOr<std::unique_ptr<PeerMemory>>;
+  ASSIGN_OR_RETURN(void* const function, CudaModuleFunction("trireme_peer_memory"));
+  Result memory = absl::UnknownError("not made");
+  reinterpret_cast<void (*)(Device*, Result*)>(function)(&device, &memory);
+  return memory;
+}
+
 absl::StatusOr<std::unique_ptr<Communicator>> NewNcclCommunicator(const NcclGroup& group,
                                                                   Device& device) {
   using Result = absl::StatusOr<std::unique_ptr<Communicator>>;

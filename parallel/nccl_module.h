@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "parallel/communicator.h"
+#include "parallel/peer_memory.h"
 
 namespace trireme {
 
@@ -25,10 +26,16 @@ struct NcclGroup {
   // Several ranks on one GPU: kernels of two ranks wait for each other there, so every call ends
   // before the next begins.
   bool shared_gpu = false;
+  // Small sums go through this memory where that is faster (NewCudaPeerMemory), found out by
+  // Reserve; null: all through NCCL.
+  std::shared_ptr<PeerMapping> peers = nullptr;
 };
 
 // Unavailable when there is no usable NCCL. Opens a listening socket.
 absl::StatusOr<NcclIds> MakeNcclIds();
+
+// Memory of a device of the CUDA module, to be mapped by a group on one host.
+absl::StatusOr<std::unique_ptr<PeerMemory>> NewCudaPeerMemory(Device& device);
 
 // Collective over the group. `device` is one of the CUDA module and outlives the communicator.
 // Without `collectives` or `pipeline` their calls are our fault.

@@ -11,6 +11,7 @@
 #include "parallel/mpi_communicator.h"
 #include "parallel/mpi_environment.h"
 #include "parallel/nccl_module.h"
+#include "parallel/peer_memory.h"
 #include "parallel/staged_communicator.h"
 
 namespace trireme {
@@ -88,9 +89,17 @@ absl::StatusOr<ProcessGroups> CreateProcessGroups(ControlPlane& control, const T
   std::vector<int> tp_members, pp_members;
   for (int i = 0; i < topology.tp_size; ++i) tp_members.push_back(topology.RankOf(dp, pp, i));
   for (int i = 0; i < topology.pp_size; ++i) pp_members.push_back(topology.RankOf(dp, i, tp));
+  NcclGroup tp_nccl{.collectives = true, .shared_gpu = shared};
+  if (nccl && options.collectives == Collectives::kAuto) {
+    // Where it cannot be had, NCCL moves everything.
+    auto peers =
+        PeerMapping::Create(control, tp_members, [&device] { return NewCudaPeerMemory(device); });
+    RETURN_IF_ERROR(control.JobStatus());
+    if (peers.ok()) tp_nccl.peers = *std::move(peers);
+  }
+  // tp_nccl stays: giving the mapping back is collective, and so not for a rank that fails alone.
   absl::StatusOr<std::unique_ptr<Communicator>> made =
-      ForDevice(std::move(groups.tp), control, device, tp_members, nccl,
-                {.collectives = true, .shared_gpu = shared});
+      ForDevice(std::move(groups.tp), control, device, tp_members, nccl, tp_nccl);
   RETURN_IF_ERROR(control.Agree(made.status()));
   groups.tp = *std::move(made);
   made = ForDevice(std::move(groups.pp), control, device, pp_members, nccl,

@@ -31,8 +31,8 @@ struct ProcessGroups {
 
 // How tensors in device memory move between ranks.
 enum class Collectives : uint8_t {
-  kAuto,  // NCCL; through host memory where ranks share a GPU
-  kNccl,
+  kAuto,  // NCCL, small sums over peer memory; through host memory where ranks share a GPU
+  kNccl,  // NCCL alone
   kHost,  // copied to the host and moved by MPI
 };
 

@@ -20,8 +20,15 @@ class TimedCommunicator : public Communicator {
   int64_t buffer_bytes() const override { return inner_->buffer_bytes(); }
   bool spans_hosts() const override { return inner_->spans_hosts(); }
   bool capturable() const override { return inner_->capturable(); }
+  std::string DescribeSums() const override { return inner_->DescribeSums(); }
+  bool FusesNorm(ConstTensorView data) const override { return inner_->FusesNorm(data); }
   void DoAllReduceSum(Stream& stream, TensorView data) override {
     Time("all-reduce", [&] { inner_->AllReduceSum(stream, data); });
+  }
+  void DoAllReduceAddRmsNorm(Stream& stream, TensorView data, TensorView residual,
+                             ConstTensorView weight, float eps, TensorView out) override {
+    Time("all-reduce and norm",
+         [&] { inner_->AllReduceAddRmsNorm(stream, data, residual, weight, eps, out); });
   }
   void DoAllGather(Stream& stream, ConstTensorView in, TensorView out) override {
     Time("all-gather", [&] { inner_->AllGather(stream, in, out); });

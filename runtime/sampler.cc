@@ -13,9 +13,8 @@ namespace trireme {
 
 namespace {
 
-// Of a row, on average: different tokens with a penalty, candidates for top-p and
-// log-probabilities.
-constexpr int64_t kUsualPenalties = 128, kUsualCandidates = 128;
+// Of a row, for top-p and log-probabilities.
+constexpr int64_t kUsualCandidates = 128;
 
 // What ranks exchange of a row before its candidates.
 struct RowHead {
@@ -26,12 +25,17 @@ struct RowHead {
 
 }  // namespace
 
-constexpr Sampler::Visit Sampler::kCaptured{.candidates = 1, .draw = Visit::kWithoutMinP};
+constexpr Sampler::Visit Sampler::kCaptured{.penalize = true,
+                                            .raw_candidates = kCapturedLogprobs,
+                                            .raw_terms = true,
+                                            .candidates = kCapturedCandidates,
+                                            .draw = true};
 
 int64_t Sampler::ReservedBytes(int64_t rows) {
-  return 2 * (VisitInputBytes(rows, kUsualPenalties * rows) +
-              VisitOutputBytes(rows, kUsualPenalties * rows, kUsualCandidates) +
-              VisitInputBytes(rows, 0) + VisitOutputBytes(rows, 0, kCaptured.candidates));
+  const int64_t penalties = kUsualPenalties * rows;
+  return 2 * (2 * VisitInputBytes(rows, penalties) +
+              VisitOutputBytes(rows, penalties, kUsualCandidates) +
+              VisitOutputBytes(rows, penalties, kCapturedCandidates + kCapturedLogprobs));
 }
 
 absl::Status Sampler::Reserve(Device& device, int64_t rows, int64_t tokens) {
@@ -42,13 +46,15 @@ absl::Status Sampler::Reserve(Device& device, int64_t rows, int64_t tokens) {
   const size_t bytes = rows * (sizeof(RowHead) + kUsualCandidates * sizeof(Candidate));
   send_.reserve(bytes);
   receive_.reserve(bytes * tp_->size());
-  RETURN_IF_ERROR(inputs_.Reset(device, VisitInputBytes(rows, kUsualPenalties * rows)));
-  RETURN_IF_ERROR(
-      outputs_.Reset(device, VisitOutputBytes(rows, kUsualPenalties * rows, kUsualCandidates)));
+  const int64_t penalties = kUsualPenalties * rows;
+  RETURN_IF_ERROR(inputs_.Reset(device, VisitInputBytes(rows, penalties)));
+  RETURN_IF_ERROR(outputs_.Reset(device, VisitOutputBytes(rows, penalties, kUsualCandidates)));
   reserved_rows_ = rows;
-  captured_ = std::make_unique<DeviceVisit>(kCaptured, &captured_inputs_, &captured_outputs_);
-  RETURN_IF_ERROR(captured_inputs_.Reset(device, VisitInputBytes(rows, 0)));
-  return captured_outputs_.Reset(device, VisitOutputBytes(rows, 0, kCaptured.candidates));
+  captured_ = std::make_unique<DeviceVisit>(kCaptured, /*fixed=*/true, &captured_inputs_,
+                                            &captured_outputs_);
+  RETURN_IF_ERROR(captured_inputs_.Reset(device, VisitInputBytes(rows, penalties)));
+  return captured_outputs_.Reset(
+      device, VisitOutputBytes(rows, penalties, kCapturedCandidates + kCapturedLogprobs));
 }
 
 Sampler::Sampler(Communicator* tp, Range vocabulary, int64_t vocab_size)
@@ -71,14 +77,14 @@ TensorView Sampler::Staging::Add(DType dtype, Shape shape) {
   return view;
 }
 
-void Sampler::Staging::Clear() { std::fill_n(host_.begin(), arena_.used(), 0); }
+void Sampler::Staging::Clear(size_t bytes) { std::fill_n(host_.begin(), bytes, 0); }
 
-void Sampler::Staging::ToDevice(Stream& stream) {
-  if (base_ != nullptr) stream.Copy(const_cast<char*>(base_), host_.data(), arena_.used());
+void Sampler::Staging::ToDevice(Stream& stream, size_t bytes) {
+  if (base_ != nullptr) stream.Copy(const_cast<char*>(base_), host_.data(), bytes);
 }
 
-void Sampler::Staging::ToHost(Stream& stream) {
-  if (base_ != nullptr) stream.Copy(host_.data(), base_, arena_.used());
+void Sampler::Staging::ToHost(Stream& stream, size_t bytes) {
+  if (base_ != nullptr) stream.Copy(host_.data(), base_, bytes);
 }
 
 // One all-gather: every rank's terms, draw and best candidates of the rows, then the same merge
@@ -136,7 +142,10 @@ void Sampler::Exchange(Stream& stream, std::span<RowState> rows, const Visit& vi
 
 absl::Status Sampler::VisitAndMerge(Stream& stream, TensorView logits, std::span<RowState> rows,
                                     const Visit& visit) {
-  DeviceVisit device(visit, &inputs_, &outputs_);
+  DeviceVisit device(visit, /*fixed=*/false, &inputs_, &outputs_);
+  for (RowState& row : rows) {
+    if (visit.again && visit.candidates > 0) row.asked = visit.candidates;
+  }
   RETURN_IF_ERROR(device.Ask(stream, rows, static_cast<int64_t>(rows.size()), vocabulary_.size()));
   {
     const Timer timer(op_seconds_);
@@ -148,29 +157,28 @@ absl::Status Sampler::VisitAndMerge(Stream& stream, TensorView logits, std::span
   return absl::OkStatus();
 }
 
-Sampler::Begun Sampler::Begin(std::span<const SampleRow> rows) {
+Sampler::Begun Sampler::Begin(std::span<const SampleRow> rows, int64_t padded) {
   if (states_.size() < rows.size()) states_.resize(rows.size());
   Begun begun{.rows = rows.size(), .visit = {.penalize = true, .candidates = 1}};
   Visit& visit = begun.visit;
-  bool penalties = false;
+  int64_t penalties = 0;
   for (size_t r = 0; r < rows.size(); ++r) {
     RowState& state = states_[r];
     state.Start(rows[r], vocabulary_);
     const SamplingParams& params = state.params();
-    penalties = penalties || params.HasPenalties();
-    visit.candidates = std::max(visit.candidates, state.CandidatesWanted());
+    state.asked = std::min(state.CandidatesWanted(), widest_shard_);
+    penalties += static_cast<int64_t>(state.penalties.size());
+    visit.candidates = std::max(visit.candidates, state.asked);
     visit.raw_candidates = std::max<int64_t>(visit.raw_candidates, params.logprobs);
     visit.raw_terms = visit.raw_terms || params.logprobs >= 0;
-    if (state.filtered()) continue;
-    if (params.min_p > 0.0f) {
-      begun.min_p_draws = true;
-    } else {
-      visit.draw = Visit::kWithoutMinP;
-    }
+    visit.draw = visit.draw || !state.filtered();
   }
-  visit.candidates = std::min(visit.candidates, widest_shard_);
   visit.raw_candidates = std::min(visit.raw_candidates, widest_shard_);
-  begun.captured = !penalties && !visit.raw_terms && visit.candidates == kCaptured.candidates;
+  // Penalties are this shard's: where one rank's do not fit, it alone asks later, and the exchange
+  // is the same.
+  begun.captured = visit.raw_candidates <= kCaptured.raw_candidates &&
+                   visit.candidates <= kCaptured.candidates &&
+                   penalties <= kUsualPenalties * padded;
   return begun;
 }
 
@@ -178,7 +186,7 @@ absl::Status Sampler::Sample(Stream& stream, TensorView logits, std::span<const 
                              std::vector<SampledToken>* sampled) {
   sampled->clear();
   if (rows.empty()) return absl::OkStatus();
-  const Begun begun = Begin(rows);
+  const Begun begun = Begin(rows, 0);
   RETURN_IF_ERROR(VisitAndMerge(stream, logits, {states_.data(), begun.rows}, begun.visit));
   return Choose(stream, logits, begun, sampled);
 }
@@ -186,7 +194,7 @@ absl::Status Sampler::Sample(Stream& stream, TensorView logits, std::span<const 
 void Sampler::Prepare(Stream& stream, std::span<const SampleRow> rows, int64_t padded) {
   CHECK_LE(static_cast<int64_t>(rows.size()), padded);
   CHECK_LE(padded, reserved_rows_);
-  prepared_ = Begin(rows);
+  prepared_ = Begin(rows, padded);
   // Rows that are asked about later ask nothing now: their draws would be for nothing.
   const std::span<RowState> asking(states_.data(), prepared_.captured ? prepared_.rows : 0);
   CHECK(captured_->Ask(stream, asking, padded, vocabulary_.size()).ok());
@@ -206,7 +214,7 @@ absl::Status Sampler::Finish(Stream& stream, TensorView logits,
       RETURN_IF_ERROR(captured_->Wait(stream));
     }
     captured_->Take(states);
-    Exchange(stream, states, kCaptured);
+    Exchange(stream, states, prepared_.visit);
   } else {
     RETURN_IF_ERROR(VisitAndMerge(stream, logits, states, prepared_.visit));
   }
@@ -221,14 +229,12 @@ absl::Status Sampler::Choose(Stream& stream, TensorView logits, const Begun& beg
     for (RowState& state : states) all = state.Choose() && all;
     return all;
   };
+  if (std::any_of(states.begin(), states.end(), [](const RowState& row) { return row.redraw; }))
+    RETURN_IF_ERROR(VisitAndMerge(stream, logits, states, {.draw = true, .again = true}));
   // A nucleus may hold more tokens than were sent.
   for (int64_t count = begun.visit.candidates; !choose();) {
     count = std::min(8 * count, widest_shard_);
-    RETURN_IF_ERROR(VisitAndMerge(stream, logits, states, {.candidates = count}));
-  }
-  if (begun.min_p_draws) {
-    RETURN_IF_ERROR(VisitAndMerge(stream, logits, states, {.draw = Visit::kWithMinP}));
-    choose();
+    RETURN_IF_ERROR(VisitAndMerge(stream, logits, states, {.candidates = count, .again = true}));
   }
   for (const RowState& state : states) sampled->push_back(state.Result());
   return absl::OkStatus();

@@ -49,9 +49,10 @@ class Sampler {
   // Sample in three parts, of which the second is captured behind the logits in a graph. Prepare
   // uploads what `rows` ask of the device, padded to `padded` rows by such as ask nothing, and
   // borrows them until Finish; Enqueue, or its replay, answers it in memory that never moves, for
-  // logits [padded, vocabulary.size()]; Finish chooses, as Sample would have. What has no fixed
-  // place or number (penalties, top-k, top-p, min-p, log-probabilities) Finish asks of the device
-  // anew. REQUIRES: padded is within what was reserved.
+  // logits [padded, vocabulary.size()]; Finish chooses, as Sample would have. Rows of all kinds go
+  // together. What asks for more than there is a place for (kCapturedCandidates of a row,
+  // kCapturedLogprobs, on average kUsualPenalties) Finish asks of the device anew, and so it does
+  // what depends on other shards. REQUIRES: padded is within what was reserved.
   void Prepare(Stream& stream, std::span<const SampleRow> rows, int64_t padded);
   void Enqueue(Stream& stream, TensorView logits);
   absl::Status Finish(Stream& stream, TensorView logits, std::vector<SampledToken>* sampled);
@@ -71,6 +72,10 @@ class Sampler {
   // called in.
   double op_seconds() const { return op_seconds_; }
 
+  static constexpr int64_t kCapturedCandidates = 64, kCapturedLogprobs = 32;
+  // Different tokens with a penalty, of a row on average.
+  static constexpr int64_t kUsualPenalties = 128;
+
   struct Candidate {
     float score = 0.0f;  // after penalties, before temperature
     float raw = 0.0f;    // the model's logit
@@ -85,14 +90,20 @@ class Sampler {
     // Forgets its tensors and has room for `bytes` of new ones. Allocates now and then.
     absl::Status Reset(Device& device, size_t bytes);
     TensorView Add(DType dtype, Shape shape);
-    // The host's copies of all tensors become zeros.
-    void Clear();
+    // Zeros in so many of the first bytes of the host's copies.
+    void Clear(size_t bytes);
+    // Of the tensors added before `view`, and its first `bytes` bytes.
+    size_t BytesUpTo(ConstTensorView view, int64_t bytes) const {
+      return static_cast<size_t>(view.as<char>() - base_ + bytes);
+    }
+    size_t used() const { return arena_.used(); }
     ConstTensorView all() const {
       return {base_, DType::kU8, {static_cast<int64_t>(arena_.used())}};
     }
     int64_t bytes() const { return static_cast<int64_t>(arena_.capacity()); }
-    void ToDevice(Stream& stream);
-    void ToHost(Stream& stream);
+    // So many of the first bytes.
+    void ToDevice(Stream& stream, size_t bytes);
+    void ToHost(Stream& stream, size_t bytes);
     // The host's copy of a tensor from Add.
     template <typename T>
     T* host(ConstTensorView view) {
@@ -107,23 +118,24 @@ class Sampler {
   // What one visit to the device is to bring.
   struct Visit {
     bool penalize = false;       // first the penalties; the raw candidates are taken before them
-    int64_t raw_candidates = 0;  // of each row, for rows that want log-probabilities
+    int64_t raw_candidates = 0;  // room for so many of a row that wants log-probabilities
     bool raw_terms = false;
-    int64_t candidates = 0;
-    enum { kNoDraw, kWithoutMinP, kWithMinP } draw = kNoDraw;
+    int64_t candidates = 0;  // room for so many of a row
+    bool draw = false;
+    // Not the first visit: of all rows as many candidates, and only draws that are to be repeated,
+    // with the largest score of all shards.
+    bool again = false;
   };
   class DeviceVisit;
-  // Of rows that want no more: their best token, and a draw from the whole vocabulary.
-  static const Visit kCaptured;
+  static const Visit kCaptured;  // for rows of all kinds
   // The rows of a call, and what their first visit is to bring.
   struct Begun {
     size_t rows = 0;
     Visit visit;
-    bool min_p_draws = false;  // are another visit
-    bool captured = false;     // the first visit is the captured one
+    bool captured = false;  // the first visit is the captured one
   };
 
-  Begun Begin(std::span<const SampleRow> rows);
+  Begun Begin(std::span<const SampleRow> rows, int64_t padded);
   // From what the first visit brought.
   absl::Status Choose(Stream& stream, TensorView logits, const Begun& begun,
                       std::vector<SampledToken>* sampled);

@@ -12,7 +12,7 @@ namespace {
 
 using Candidate = Sampler::Candidate;
 // Candidates a shard sends first for top-p; eight times more each retry.
-constexpr int64_t kFirstNucleus = 64;
+constexpr int64_t kFirstNucleus = Sampler::kCapturedCandidates;
 constexpr double kLowest = -std::numeric_limits<double>::infinity();
 
 // Total order: higher score first, then the smaller id.
@@ -35,7 +35,8 @@ void Sampler::RowState::Start(const SampleRow& sample_row, Range shard) {
   local.drawn = drawn = {};
   for (auto* list : {&local.best, &local.raw_top, &best, &raw_top}) list->clear();
   certain = 0;
-  complete = false;
+  asked = 0;
+  complete = redraw = false;
   chosen = {};
   penalties.clear();
   if (params().HasPenalties()) StartPenalties(shard);
@@ -66,12 +67,13 @@ void Sampler::RowState::StartPenalties(Range shard) {
 int64_t Sampler::RowState::CandidatesWanted() const {
   if (params().temperature == 0.0f) return 1;
   if (params().top_k > 0) return params().top_k;
-  return params().top_p < 1.0f ? kFirstNucleus : 1;
+  if (params().top_p < 1.0f) return kFirstNucleus;
+  return params().min_p > 0.0f ? 1 : 0;  // its draw needs to know the largest score
 }
 
-double Sampler::RowState::MinPThreshold() const {
+double Sampler::RowState::MinPMargin() const {
   if (params().min_p <= 0.0f) return kLowest;
-  return terms.max + std::log(static_cast<double>(params().min_p)) / inverse_temperature();
+  return std::log(static_cast<double>(params().min_p)) / inverse_temperature();
 }
 
 void Sampler::RowState::Merge(std::span<const ShardView> shards) {
@@ -79,8 +81,23 @@ void Sampler::RowState::Merge(std::span<const ShardView> shards) {
     MergeCandidates(shards);
     MergeTerms(shards);
   }
+  MergeDraws(shards);
+}
+
+// A shard draws from what is near the largest score it knows. What it drew is also the best of what
+// is near the largest of all shards, where it is among that; where it is not, and the shard has
+// something that is, it must draw again.
+void Sampler::RowState::MergeDraws(std::span<const ShardView> shards) {
+  if (redraw) drawn = {};
+  redraw = false;
+  const double threshold = params().min_p > 0.0f ? terms.max + MinPMargin() : kLowest;
   for (const ShardView& shard : shards) {
-    if (shard.drawn.candidate.id < 0) continue;
+    const Candidate& candidate = shard.drawn.candidate;
+    if (candidate.id < 0) continue;
+    if (candidate.score < threshold) {
+      redraw = redraw || shard.terms.max >= threshold;
+      continue;
+    }
     // Shards hold ascending ids, so the smaller id wins a tie.
     if (drawn.candidate.id < 0 || shard.drawn.key > drawn.key) drawn = shard.drawn;
   }
@@ -98,7 +115,7 @@ void Sampler::RowState::MergeCandidates(std::span<const ShardView> shards) {
       if (last == nullptr || Before(*last, candidate)) last = &candidate;
     }
     // Tokens that a shard did not send come after its last candidate.
-    if (shard.n > static_cast<int64_t>(shard.best.size())) {
+    if (shard.n > asked) {
       complete = false;
       if (last != nullptr && Before(*last, best_last)) best_last = *last;
     }

@@ -37,6 +37,7 @@ struct Sampler::RowState {
   const SampleRow* row = nullptr;
   int64_t n = 0;
   int32_t first_id = 0;
+  int64_t asked = 0;               // candidates of each shard, in the last visit that brought any
   std::vector<Penalty> penalties;  // of this shard's tokens that were seen, by id
   ShardView local;
   // Merged over shards: the same on all ranks.
@@ -46,6 +47,7 @@ struct Sampler::RowState {
   std::vector<Candidate> raw_top;  // in order
   ShardTerms terms;
   DrawnToken drawn;
+  bool redraw = false;  // a shard drew what min-p does not leave, and may have another
   Candidate chosen;
 
   // So many candidates, and penalties of so many tokens, then take no memory more.
@@ -71,8 +73,8 @@ struct Sampler::RowState {
   }
   uint64_t position() const { return row->tokens.size(); }
   int64_t CandidatesWanted() const;
-  // Smallest score that min-p leaves, once the largest is known.
-  double MinPThreshold() const;
+  // How far below the largest score min-p leaves tokens: -inf or a number of at most 0.
+  double MinPMargin() const;
   void RestoreRaw(Candidate& candidate) const {
     const auto it = std::lower_bound(penalties.begin(), penalties.end(), candidate.id,
                                      [](const Penalty& p, int32_t id) { return p.id < id; });
@@ -84,6 +86,7 @@ struct Sampler::RowState {
   bool ChooseFiltered();
   void MergeCandidates(std::span<const ShardView> shards);
   void MergeTerms(std::span<const ShardView> shards);
+  void MergeDraws(std::span<const ShardView> shards);
 };
 
 }  // namespace trireme

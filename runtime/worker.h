@@ -99,6 +99,7 @@ class Worker {
   double communication_seconds() const { return communication_seconds_; }
   // Of this rank's steps so far. The thread that executes.
   const GraphStats& graph_stats() const { return graphs_.stats(); }
+  std::string DescribeSums() const { return groups_.tp->DescribeSums(); }  // of tensor parallelism
 
  private:
   explicit Worker(ControlPlane& control) : control_(&control) {}

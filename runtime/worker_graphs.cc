@@ -49,14 +49,22 @@ void Worker::FillTrial(int64_t sequences, int round, Batch* batch, TensorView hi
   CHECK(stream_->Synchronize().ok());  // the bytes go
 }
 
-// Of each two rows one asks for a draw, in the other round the other.
+// Rows of all kinds, in the other round others. Each has said two tokens.
 void Worker::PrepareTrial(int64_t sequences, int round) {
   std::vector<SamplingParams> params(sequences);
   std::vector<SampleRow> rows;
+  const std::vector<TokenId> tokens = {0, static_cast<TokenId>(config_.vocab_size - 1)};
   for (int64_t s = 0; s < sequences; ++s) {
-    if ((s + round) % 2 == 1) params[s].temperature = 0.7f;
-    params[s].seed = static_cast<uint64_t>(s);
-    rows.push_back({&params[s], {}, 0});
+    SamplingParams& p = params[s];
+    const int64_t kind = (s + round) % 7;
+    p.temperature = kind == 0 ? 0.0f : 0.7f;
+    if (kind == 2) p.repetition_penalty = 1.5f, p.frequency_penalty = 0.5f;
+    if (kind == 3) p.top_k = 5;
+    if (kind == 4) p.top_p = 0.9f;
+    if (kind == 5) p.min_p = 0.1f;
+    if (kind == 6) p.logprobs = 3;
+    p.seed = static_cast<uint64_t>(s);
+    rows.push_back({&p, tokens, 1});
   }
   sampler_->Prepare(*stream_, rows, sequences);
 }

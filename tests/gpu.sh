@@ -80,6 +80,20 @@ run_nccl() {
     --allow-shared-gpu --prompt "Once upon a time" --max-tokens 20
   step nccl_pp2 90 mpirun -np 2 "$here/bin/trireme" generate "$here/models/stories260K" --pp 2 --device cuda --collectives nccl \
     --allow-shared-gpu --prompt "Once upon a time" --max-tokens 20
+  run_peer_sums
+}
+
+# The same tokens whether small sums go over peer memory or through NCCL; the log says up to which size they did.
+run_peer_sums() {
+  if (($(nvidia-smi -L 2>/dev/null | wc -l) < 2)); then missing peer_sums "one GPU, and they want two"; return; fi
+  local how
+  for how in auto nccl; do
+    step "sums_$how" 90 mpirun -np 2 "$here/bin/trireme" generate "$here/models/stories260K" --tp 2 --device cuda --collectives $how \
+      --prompt "Once upon a time" --prompt "One day" --max-tokens 60 --ignore-eos --json
+    grep '^{' "$results/sums_$how.log" | sed 's/,"timings":.*/}/' | sort >"$results/sums_$how.json"
+  done
+  step sums_over_peers_equal_nccl 10 cmp "$results/sums_auto.json" "$results/sums_nccl.json"
+  step sums_over_peers_were_there 10 grep -F 'sums over peer memory' "$results/sums_auto.log"
 }
 
 run_sanitizer() {

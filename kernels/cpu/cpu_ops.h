@@ -51,12 +51,14 @@ void Embedding(Stream&, ConstTensorView token_ids, const LinearWeight& table, in
 void MatMul(Stream&, ConstTensorView x, const LinearWeight& w, ConstTensorView bias, TensorView y);
 void MatMulSwiGlu(Stream&, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
                   TensorView y);
-void PenalizeLogits(Stream&, TensorView logits, ConstTensorView places, ConstTensorView amounts,
-                    TensorView before);
+void PenalizeLogits(Stream&, TensorView logits, ConstTensorView count, ConstTensorView places,
+                    ConstTensorView amounts, TensorView before);
 void SummarizeLogits(Stream&, ConstTensorView logits, ConstTensorView inverse_temperature,
-                     TensorView largest, TensorView sum, TensorView scores, TensorView columns);
+                     ConstTensorView counts, TensorView largest, TensorView sum, TensorView scores,
+                     TensorView columns);
 void DrawTokens(Stream&, ConstTensorView logits, ConstTensorView seeds, ConstTensorView limits,
-                int64_t first_id, TensorView keys, TensorView scores, TensorView columns);
+                ConstTensorView largest, int64_t first_id, TensorView keys, TensorView scores,
+                TensorView columns);
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream&, int64_t n, int64_t k,
                                                              DType dtype, const RowSource& source,
                                                              LinearUse use);

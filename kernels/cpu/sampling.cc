@@ -38,7 +38,7 @@ double ExpSum(const float* x, int64_t n, float largest, double inverse_temperatu
   return sum;
 }
 
-void Best(const float* x, int64_t n, float largest, int64_t count, float* scores,
+void Best(const float* x, int64_t n, float largest, int64_t count, int64_t room, float* scores,
           int32_t* columns) {
   thread_local std::vector<Scored> heap;  // the worst of the best on top
   heap.clear();
@@ -60,7 +60,7 @@ void Best(const float* x, int64_t n, float largest, int64_t count, float* scores
       }
     }
   }
-  for (int64_t i = 0; i < count; ++i) {
+  for (int64_t i = 0; i < room; ++i) {
     const bool have = i < static_cast<int64_t>(heap.size());
     scores[i] = have ? heap[i].score : kLowest;
     columns[i] = have ? heap[i].column : -1;
@@ -69,9 +69,9 @@ void Best(const float* x, int64_t n, float largest, int64_t count, float* scores
 
 }  // namespace
 
-void PenalizeLogits(Stream&, TensorView logits, ConstTensorView places, ConstTensorView amounts,
-                    TensorView before) {
-  for (int64_t i = 0; i < places.dim(0); ++i) {
+void PenalizeLogits(Stream&, TensorView logits, ConstTensorView count, ConstTensorView places,
+                    ConstTensorView amounts, TensorView before) {
+  for (int64_t i = 0; i < count.as<int32_t>()[0]; ++i) {
     const int32_t* place = places.row<int32_t>(i);
     const float* amount = amounts.row<float>(i);
     float& x = logits.row<float>(place[0])[place[1]];
@@ -81,29 +81,32 @@ void PenalizeLogits(Stream&, TensorView logits, ConstTensorView places, ConstTen
 }
 
 void SummarizeLogits(Stream& stream, ConstTensorView logits, ConstTensorView inverse_temperature,
-                     TensorView largest, TensorView sum, TensorView scores, TensorView columns) {
-  const int64_t n = logits.dim(1), count = scores.dim(1);
+                     ConstTensorView counts, TensorView largest, TensorView sum, TensorView scores,
+                     TensorView columns) {
+  const int64_t n = logits.dim(1), room = scores.dim(1);
   PoolOf(stream).ParallelFor(logits.dim(0), RowGrain(n), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const float* x = logits.row<float>(r);
-      const float top = Largest(x, n);
+      const int64_t count = counts.as<int32_t>()[r];
       const double inverse = inverse_temperature.as<double>()[r];
+      const float top = count > 0 || inverse > 0.0 ? Largest(x, n) : kLowest;
       largest.as<float>()[r] = top;
       sum.as<double>()[r] = inverse > 0.0 ? ExpSum(x, n, top, inverse) : 0.0;
-      Best(x, n, top, count, scores.as<float>() + r * count, columns.as<int32_t>() + r * count);
+      Best(x, n, top, count, room, scores.as<float>() + r * room, columns.as<int32_t>() + r * room);
     }
   });
 }
 
 void DrawTokens(Stream& stream, ConstTensorView logits, ConstTensorView seeds,
-                ConstTensorView limits, int64_t first_id, TensorView keys, TensorView scores,
-                TensorView columns) {
+                ConstTensorView limits, ConstTensorView largest, int64_t first_id, TensorView keys,
+                TensorView scores, TensorView columns) {
   const int64_t n = logits.dim(1);
   PoolOf(stream).ParallelFor(logits.dim(0), RowGrain(n), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const float* x = logits.row<float>(r);
       const int64_t* seed = seeds.row<int64_t>(r);
-      const double inverse = limits.row<double>(r)[0], threshold = limits.row<double>(r)[1];
+      const double inverse = limits.row<double>(r)[0];
+      const double threshold = largest.as<float>()[r] + limits.row<double>(r)[1];
       double best = -std::numeric_limits<double>::infinity();
       int32_t column = -1;
       for (int64_t i = 0; inverse > 0.0 && i < n; ++i) {

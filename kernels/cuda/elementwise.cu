@@ -1,50 +1,22 @@
 // Row-wise ops: norms, sums, SwiGLU's product, look-ups. Each is bound by memory: a block a row,
 // 16 bytes a thread and load.
-#include <algorithm>
-
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/matmul_launch.h"
+#include "kernels/cuda/norm_row.cuh"
 #include "kernels/cuda/primitives.cuh"
 
 namespace trireme::cuda {
 namespace {
 
-// Threads for a row of `elements`, `vector` of them a load: whole warps, and no more than leave
-// each SM four blocks of 2,048 threads' registers.
-unsigned RowThreads(int64_t elements, int vector) {
-  const int64_t loads = (elements + vector - 1) / vector;
-  return static_cast<unsigned>(std::clamp<int64_t>((loads + 31) / 32 * 32, 32, 512));
-}
-
-// residual += delta where kAdd; out = residual / rms * weight. A thread reads in the second pass
-// what it wrote in the first.
+// residual += delta where kAdd; out = residual / rms * weight.
 template <typename T, int V, bool kAdd>
 __global__ void NormRows(T* x, int64_t x_stride, const T* delta, int64_t delta_stride,
                          const T* weight, float eps, T* out, int64_t out_stride, int h) {
   gpu::WaitForPrevious();
-  x += blockIdx.x * x_stride;
   delta += blockIdx.x * delta_stride;
-  out += blockIdx.x * out_stride;
-  float sum = 0.0f, a[V], b[V];
-  for (int i = threadIdx.x * V; i < h; i += blockDim.x * V) {
-    LoadFloats<V>(x + i, a);
-    if constexpr (kAdd) {
-      LoadFloats<V>(delta + i, b);
-#pragma unroll
-      for (int v = 0; v < V; ++v) a[v] = Float(Rounded<T>(a[v] + b[v]));
-      StoreRounded<V>(x + i, a);
-    }
-#pragma unroll
-    for (int v = 0; v < V; ++v) sum += a[v] * a[v];
-  }
-  const float scale = rsqrtf(BlockSum(sum) / static_cast<float>(h) + eps);
-  for (int i = threadIdx.x * V; i < h; i += blockDim.x * V) {
-    LoadFloats<V>(x + i, a);
-    LoadFloats<V>(weight + i, b);
-#pragma unroll
-    for (int v = 0; v < V; ++v) a[v] = a[v] * scale * b[v];
-    StoreRounded<V>(out + i, a);
-  }
+  NormRow<T, V, kAdd>(
+      x + blockIdx.x * x_stride, [delta](int i, float(&b)[V]) { LoadFloats<V>(delta + i, b); },
+      weight, eps, out + blockIdx.x * out_stride, h);
 }
 
 template <typename T, int V>

@@ -121,6 +121,13 @@ void LaunchDependent(const Config& c, void (*kernel)(P...), A&&... args) {
   CheckLaunch();
 }
 
+// Enqueues a kernel, likewise dependent, whose blocks wait for those of other launches, on other
+// GPUs: all of them must fit on the chip at once.
+template <class... P, class... A>
+void LaunchResident(const Config& c, void (*kernel)(P...), A&&... args) {
+  LaunchDependent(c, kernel, static_cast<A&&>(args)...);
+}
+
 // Lets the blocks of the next kernel come, and waits until the kernel before has ended and all that
 // it wrote can be seen. In front of it a kernel may read only what no kernel of a step writes:
 // weights. In order, through any number of kernels: each ends after it has waited itself.
@@ -212,6 +219,33 @@ __device__ inline uint32_t RoundedPair(float first, float second, __half) {
 __device__ inline void NamedBarrier(int id, int count) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(count) : "memory");
 }
+// A flag between GPUs. What this thread wrote before StoreFlag, and what others of its block wrote
+// before a barrier ahead of it, is seen by who has loaded the value, and behind a barrier by its
+// block.
+__device__ inline void StoreFlag(uint64_t* flag, uint64_t value) {
+  asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(flag), "l"(value) : "memory");
+}
+__device__ inline uint64_t LoadFlag(const uint64_t* flag) {
+  uint64_t value;
+  asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(flag) : "memory");
+  return value;
+}
+// Words that others change meanwhile, with no order among them.
+__device__ inline uint64_t LoadRelaxed(const uint64_t* p) {
+  uint64_t value;
+  asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(p) : "memory");
+  return value;
+}
+__device__ inline uint32_t LoadRelaxed(const uint32_t* p) {
+  uint32_t value;
+  asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
+  return value;
+}
+__device__ inline void AddRelaxed(uint64_t* p, uint64_t value) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(value));
+}
+// In a loop that waits for a flag.
+__device__ inline void SpinPause() {}
 
 #endif  // __CUDACC__
 
@@ -224,6 +258,8 @@ using host_cuda::FreeInOrder;
 using host_cuda::LaneId;
 using host_cuda::Launch;
 using host_cuda::LaunchDependent;
+using host_cuda::LaunchResident;
+using host_cuda::SpinPause;
 using host_cuda::WaitForPrevious;
 
 inline void Mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __nv_bfloat16,
@@ -264,6 +300,17 @@ void CpAsyncWait() {
   host_cuda::AsyncWait(kNewestLeft);
 }
 inline void NamedBarrier(int id, int count, HC_LOC) { host_cuda::BlockBarrier(id, count, loc); }
+inline void StoreFlag(uint64_t* flag, uint64_t value) {
+  std::atomic_ref(*flag).store(value, std::memory_order_release);
+}
+inline uint64_t LoadFlag(const uint64_t* flag) {
+  return std::atomic_ref(const_cast<uint64_t&>(*flag)).load(std::memory_order_acquire);
+}
+template <class T>
+T LoadRelaxed(const T* p) {
+  return std::atomic_ref(const_cast<T&>(*p)).load(std::memory_order_relaxed);
+}
+inline void AddRelaxed(uint64_t* p, uint64_t value) { atomicAdd(p, value); }
 
 #endif
 

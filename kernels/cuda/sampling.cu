@@ -5,6 +5,7 @@
 #include "kernels/cuda/primitives.cuh"
 #include "kernels/cuda/radix_select.cuh"
 #include "kernels/philox.h"
+#include "kernels/sampling.h"
 
 namespace trireme::cuda {
 namespace {
@@ -53,7 +54,32 @@ __device__ inline double BlockSum64(double x) {
   return x;
 }
 
-// The row's `k` best, in any order.
+// None from candidate `i` on.
+__device__ inline void WriteNone(int i, int k, float* scores, int32_t* columns) {
+  for (i += static_cast<int>(threadIdx.x); i < k; i += kThreads) {
+    scores[i] = -INFINITY;
+    columns[i] = -1;
+  }
+}
+
+// Best first. `count` at most kThreads; they were written before a barrier.
+__device__ inline void Order(int count, float* scores, int32_t* columns) {
+  static_assert(kOrderedCandidates <= kThreads);
+  const int i = threadIdx.x;
+  const Scored mine = i < count ? Scored{scores[i], columns[i]} : Scored{0.0f, -1};
+  int better = 0;
+  for (int other = 0; i < count && other < count; ++other) {
+    const float score = scores[other];
+    if (score > mine.score || (score == mine.score && columns[other] < mine.column)) ++better;
+  }
+  __syncthreads();
+  if (i < count) {
+    scores[better] = mine.score;
+    columns[better] = mine.column;
+  }
+}
+
+// The row's `k` best, in order where they are few.
 __device__ void WriteBest(const float* x, int n, int k, float* scores, int32_t* columns) {
   GPU_SHARED(candidates, int);
   GPU_SHARED(written, int);
@@ -82,24 +108,36 @@ __device__ void WriteBest(const float* x, int n, int k, float* scores, int32_t* 
       }
     }
   }
-  for (int i = wanted + static_cast<int>(threadIdx.x); i < k; i += kThreads) {
-    scores[i] = -INFINITY;
-    columns[i] = -1;
-  }
+  WriteNone(wanted, k, scores, columns);
+  // Atomics gave them their places: others in every run.
+  __syncthreads();
+  if (wanted <= kOrderedCandidates) Order(wanted, scores, columns);
 }
 
 __global__ void __launch_bounds__(kThreads)
-    SummarizeRows(const float* logits, int n, const double* inverse_temperature, float* largest,
-                  double* sum, float* scores, int32_t* columns, int k) {
+    SummarizeRows(const float* logits, int n, const double* inverse_temperature,
+                  const int32_t* counts, float* largest, double* sum, float* scores,
+                  int32_t* columns, int k) {
   gpu::WaitForPrevious();
   const int64_t row = blockIdx.x;
   const float* x = logits + row * n;
+  const double inverse = inverse_temperature[row];
+  const int count = counts[row];
+  scores += row * k;
+  columns += row * k;
+  WriteNone(max(count, 0), k, scores, columns);
+  if (count <= 0 && !(inverse > 0.0)) {
+    if (threadIdx.x == 0) {
+      largest[row] = -INFINITY;
+      sum[row] = 0.0;
+    }
+    return;
+  }
   Scored best{-INFINITY, -1};
   for (int i = threadIdx.x; i < n; i += kThreads) {
     if (x[i] == x[i]) best = Better(best, {x[i], i});
   }
   best = BlockBest(best);
-  const double inverse = inverse_temperature[row];
   double total = 0.0;
   if (inverse > 0.0) {
     for (int i = threadIdx.x; i < n; i += kThreads) {
@@ -112,21 +150,21 @@ __global__ void __launch_bounds__(kThreads)
     largest[row] = best.score;
     sum[row] = total;
   }
-  if (k == 1) {
+  if (count == 1) {
     if (threadIdx.x == 0) {
-      scores[row] = best.score;
-      columns[row] = best.column;
+      scores[0] = best.score;
+      columns[0] = best.column;
     }
-  } else if (k > 1) {
-    WriteBest(x, n, k, scores + row * k, columns + row * k);
+  } else if (count > 1) {
+    WriteBest(x, n, count, scores, columns);
   }
 }
 
-__global__ void PenalizePlaces(float* logits, int n, const int32_t* places, const float* amounts,
-                               float* before, int count) {
+__global__ void PenalizePlaces(float* logits, int n, const int32_t* count, const int32_t* places,
+                               const float* amounts, float* before) {
   gpu::WaitForPrevious();
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i >= count) return;
+  if (i >= *count) return;
   float& x = logits[int64_t{places[2 * i]} * n + places[2 * i + 1]];
   before[i] = x;
   x = __fadd_rn(x > 0.0f ? x / amounts[2 * i] : __fmul_rn(x, amounts[2 * i]), -amounts[2 * i + 1]);
@@ -147,14 +185,16 @@ struct Drawn {
 
 __global__ void __launch_bounds__(kThreads)
     DrawRows(const float* logits, int n, const int64_t* seeds, const double* limits,
-             uint32_t first_id, double* keys, float* scores, int32_t* columns) {
+             const float* largest, uint32_t first_id, double* keys, float* scores,
+             int32_t* columns) {
   gpu::WaitForPrevious();
   GPU_SHARED(drawn, Drawn[kThreads]);
   const int64_t row = blockIdx.x;
   const float* x = logits + row * n;
   const uint64_t seed = static_cast<uint64_t>(seeds[2 * row]);
   const uint64_t position = static_cast<uint64_t>(seeds[2 * row + 1]);
-  const double inverse = limits[2 * row], threshold = limits[2 * row + 1];
+  const double inverse = limits[2 * row];
+  const double threshold = largest[row] + limits[2 * row + 1];
   Drawn best{-INFINITY, -1};
   for (int i = threadIdx.x; inverse > 0.0 && i < n; i += kThreads) {
     const double score = x[i];
@@ -188,33 +228,33 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void PenalizeLogits(Stream& stream, TensorView logits, ConstTensorView places,
-                    ConstTensorView amounts, TensorView before) {
-  const int count = static_cast<int>(places.dim(0));
+void PenalizeLogits(Stream& stream, TensorView logits, ConstTensorView count,
+                    ConstTensorView places, ConstTensorView amounts, TensorView before) {
   constexpr int kBlock = 256;
-  gpu::LaunchDependent({dim3(static_cast<unsigned>((count + kBlock - 1) / kBlock)), dim3(kBlock), 0,
-                        NativeHandle(stream)},
+  gpu::LaunchDependent({dim3(Blocks(places.dim(0), kBlock)), dim3(kBlock), 0, NativeHandle(stream)},
                        PenalizePlaces, logits.as<float>(), static_cast<int>(logits.dim(1)),
-                       places.as<int32_t>(), amounts.as<float>(), before.as<float>(), count);
+                       count.as<int32_t>(), places.as<int32_t>(), amounts.as<float>(),
+                       before.as<float>());
 }
 
 void SummarizeLogits(Stream& stream, ConstTensorView logits, ConstTensorView inverse_temperature,
-                     TensorView largest, TensorView sum, TensorView scores, TensorView columns) {
+                     ConstTensorView counts, TensorView largest, TensorView sum, TensorView scores,
+                     TensorView columns) {
   gpu::LaunchDependent(
       {dim3(static_cast<unsigned>(logits.dim(0))), dim3(kThreads), 0, NativeHandle(stream)},
       SummarizeRows, logits.as<float>(), static_cast<int>(logits.dim(1)),
-      inverse_temperature.as<double>(), largest.as<float>(), sum.as<double>(), scores.as<float>(),
-      columns.as<int32_t>(), static_cast<int>(scores.dim(1)));
+      inverse_temperature.as<double>(), counts.as<int32_t>(), largest.as<float>(), sum.as<double>(),
+      scores.as<float>(), columns.as<int32_t>(), static_cast<int>(scores.dim(1)));
 }
 
 void DrawTokens(Stream& stream, ConstTensorView logits, ConstTensorView seeds,
-                ConstTensorView limits, int64_t first_id, TensorView keys, TensorView scores,
-                TensorView columns) {
+                ConstTensorView limits, ConstTensorView largest, int64_t first_id, TensorView keys,
+                TensorView scores, TensorView columns) {
   gpu::LaunchDependent(
       {dim3(static_cast<unsigned>(logits.dim(0))), dim3(kThreads), 0, NativeHandle(stream)},
       DrawRows, logits.as<float>(), static_cast<int>(logits.dim(1)), seeds.as<int64_t>(),
-      limits.as<double>(), static_cast<uint32_t>(first_id), keys.as<double>(), scores.as<float>(),
-      columns.as<int32_t>());
+      limits.as<double>(), largest.as<float>(), static_cast<uint32_t>(first_id), keys.as<double>(),
+      scores.as<float>(), columns.as<int32_t>());
 }
 
 }  // namespace trireme::cuda

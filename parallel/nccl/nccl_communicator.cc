@@ -6,6 +6,9 @@
 // and RankSum adds them. With two ranks there is only one order and one rounding, and NCCL's
 // all-reduce gives the same bits.
 //
+// Small sums of ranks that reach each other's memory take one launch of our own instead, alone or
+// with the norm behind them: which ones, Reserve measures (parallel/nccl/peer_sums.h).
+//
 // A stage's messages to the stage after and from the one before are two communicators of two ranks
 // each: on one of them NCCL would finish a receive before the send behind it began. Sends run on a
 // stream of their own, beside the computation.
@@ -15,6 +18,7 @@
 // none.
 #include <algorithm>
 #include <deque>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
@@ -24,6 +28,7 @@
 #include "parallel/enqueued_calls.h"
 #include "parallel/nccl/nccl_api.h"
 #include "parallel/nccl/nccl_comm.h"
+#include "parallel/nccl/peer_sums.h"
 #include "parallel/nccl_module.h"
 
 namespace trireme {
@@ -89,6 +94,7 @@ class NcclCommunicator final : public Communicator {
     return absl::OkStatus();
   }
   void Abort() override {
+    if (peers_) peers_->GiveUp();
     for (NcclComm* comm : {all_.get(), previous_.get(), next_.get()}) {
       if (comm != nullptr) comm->Abort();
     }
@@ -98,25 +104,42 @@ class NcclCommunicator final : public Communicator {
   bool capturable() const override { return !shared_gpu_; }
   // Of the calls' own memory; a graph that holds its address must not see it grow.
   void Reserve(int64_t max_bytes) override {
-    if (all_ != nullptr) Scratch(ScratchBytes(max_bytes));
+    if (all_ == nullptr) return;
+    Scratch(ScratchBytes(max_bytes));
+    if (peers_) MeasurePeers(max_bytes);
   }
-  int64_t buffer_bytes() const override { return static_cast<int64_t>(scratch_.bytes()); }
+  int64_t buffer_bytes() const override {
+    return static_cast<int64_t>(scratch_.bytes()) + (peers_ ? peers_->bytes() : 0);
+  }
+
+  std::string DescribeSums() const override {
+    if (!peers_) return "";
+    const SumLimits& limits = peers_->limits();
+    return absl::StrCat("sums over peer memory: up to ", limits.one_shot, " B one-shot, up to ",
+                        limits.two_shot, " B two-shot");
+  }
 
   void DoAllReduceSum(Stream& stream, TensorView data) override {
     CHECK(all_ != nullptr && data.contiguous());
     if (data.elements() == 0) return;
     cudaStream_t handle = Enter(stream);
-    if (size_ == 2) {
-      all_->Do("all-reduce", [&](ncclComm_t comm) {
-        return nccl_.AllReduce(data.data, data.data, static_cast<size_t>(data.elements()),
-                               TypeOf(data.dtype), ncclSum, comm, handle);
-      });
-    } else if (data.bytes() <= kGatherBytes) {
-      GatherAndSum(handle, data);
+    if (const auto path = peers_ ? peers_->PathOf(data) : std::nullopt) {
+      peers_->Sum(handle, *path, data);
+      bytes_moved_ += peers_->MovedBytes(*path, data.bytes());
     } else {
-      ScatterSumAndGather(handle, data);
+      NcclSum(handle, data);
+      bytes_moved_ += 2 * data.bytes() * (size_ - 1) / size_;
     }
-    bytes_moved_ += 2 * data.bytes() * (size_ - 1) / size_;
+    Leave(stream);
+  }
+  bool FusesNorm(ConstTensorView data) const override {
+    return peers_ && peers_->PathOfNorm(data).has_value();
+  }
+  void DoAllReduceAddRmsNorm(Stream& stream, TensorView data, TensorView residual,
+                             ConstTensorView weight, float eps, TensorView out) override {
+    const cuda::PeerPath path = *peers_->PathOfNorm(data);
+    peers_->SumAddRmsNorm(Enter(stream), path, data, residual, weight, eps, out);
+    bytes_moved_ += peers_->MovedBytes(path, data.bytes());
     Leave(stream);
   }
 
@@ -179,6 +202,7 @@ class NcclCommunicator final : public Communicator {
 
   NcclCommunicator(const NcclApi& nccl, const NcclGroup& group, Device& device)
       : nccl_(nccl), device_(device), shared_gpu_(group.shared_gpu) {
+    if (group.peers != nullptr) peers_.emplace(group.peers);
     rank_ = group.rank;
     size_ = group.size;
     enqueues_ = true;
@@ -252,6 +276,27 @@ class NcclCommunicator final : public Communicator {
     return status;
   }
 
+  void NcclSum(cudaStream_t handle, TensorView data) {
+    if (size_ == 2) {
+      all_->Do("all-reduce", [&](ncclComm_t comm) {
+        return nccl_.AllReduce(data.data, data.data, static_cast<size_t>(data.elements()),
+                               TypeOf(data.dtype), ncclSum, comm, handle);
+      });
+    } else if (data.bytes() <= kGatherBytes) {
+      GatherAndSum(handle, data);
+    } else {
+      ScatterSumAndGather(handle, data);
+    }
+  }
+  void MeasurePeers(int64_t max_bytes) {
+    cudaStream_t side = static_cast<CudaStream&>(*side_stream_).handle();
+    peers_->Measure({.stream = side,
+                     .sum = [&](TensorView data) { NcclSum(side, data); },
+                     .gather = [&](const void* in, void* out,
+                                   int64_t bytes) { GatherBytes(side, in, out, bytes); }},
+                    max_bytes);
+  }
+
   void GatherBytes(cudaStream_t handle, const void* in, void* out, int64_t bytes) {
     all_->Do("all-gather", [&](ncclComm_t comm) {
       return nccl_.AllGather(in, out, static_cast<size_t>(bytes), ncclUint8, comm, handle);
@@ -317,6 +362,7 @@ class NcclCommunicator final : public Communicator {
   Device& device_;
   const bool shared_gpu_;
   std::unique_ptr<NcclComm> all_, previous_, next_;
+  std::optional<PeerSums> peers_;
   std::unique_ptr<Stream> side_stream_;
   cudaEvent_t ready_ = nullptr;
   std::deque<Sent> sent_;  // oldest first
@@ -345,6 +391,11 @@ absl::StatusOr<NcclIds> MakeIds() {
 extern "C" {
 #pragma GCC visibility push(default)
 void trireme_nccl_ids(absl::StatusOr<trireme::NcclIds>* ids) { *ids = trireme::MakeIds(); }
+
+void trireme_peer_memory(trireme::Device* device,
+                         absl::StatusOr<std::unique_ptr<trireme::PeerMemory>>* memory) {
+  *memory = trireme::CudaPeerMemory::Create(*device);
+}
 
 void trireme_nccl_communicator(
     const trireme::NcclGroup* group, trireme::Device* device,

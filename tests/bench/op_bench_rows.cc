@@ -65,9 +65,11 @@ void PenalizeLogitsBench(benchmark::State& state, int64_t vocabulary) {
   }
   const Tensor places = Upload(DType::kI32, {count, 2}, said.data());
   const Tensor amounts = Upload(DType::kF32, {count, 2}, unchanged.data());
+  const Tensor all = Integers({static_cast<int32_t>(count)});
   const Tensor before = Ok(Tensor::Create(*bench->device, DType::kF32, {count}));
   Measure(state, [&] {
-    PenalizeLogits(*bench->stream, logits.view(), places.view(), amounts.view(), before.view());
+    PenalizeLogits(*bench->stream, logits.view(), all.view(), places.view(), amounts.view(),
+                   before.view());
   });
   Report(state, PenalizeLogitsCost(count), DType::kF32);
 }

@@ -60,6 +60,7 @@ class BlockEngine {
   // The rest is called by the running fiber.
   CudaThread& current() { return *current_; }
   void Barrier(int id, int count, Loc loc);
+  void Spin();
   void Collective(CollectiveFn op, uint32_t mask, void* slot, Loc loc);
   void WarpSync(uint32_t mask, Loc loc);
   // `what` is a literal: the fiber is dropped and would never free a string.
@@ -86,7 +87,7 @@ class BlockEngine {
   const std::function<void()>* body_ = nullptr;
   Options options_;
   std::deque<CudaThread> threads_;  // fibers never move
-  std::vector<int> ready_;
+  std::vector<int> ready_, spinning_;
   std::vector<std::pair<const void*, void*>> statics_;
   CudaThread* current_ = nullptr;
   Fiber scheduler_;

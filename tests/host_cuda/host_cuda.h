@@ -83,6 +83,7 @@ struct Config {
   void* stream = nullptr;  // the Recording of a stream that captures; else null, and the launch
                            // has been done when it returns
   bool dependent = false;  // every thread must call WaitForPrevious
+  bool resident = false;   // all blocks side by side, each on an OS thread of its own
 };
 void LaunchRaw(const Config& config, const std::function<void()>& body, const Options& options);
 
@@ -108,6 +109,7 @@ void* DynamicShared();
 void* StaticShared(const void* tag, size_t bytes);  // one per block and tag
 int LaneId();
 void WaitForPrevious();  // it has ended in any case
+void SpinPause();        // lets other threads of the block run, and other OS threads
 [[noreturn]] void Fail(const char* what, Loc loc);
 
 template <class T>
@@ -135,6 +137,13 @@ template <class... P, class... A>
 void LaunchDependent(Config config, void (*kernel)(P...), A&&... args) {
   config.dependent = true;
   Launch(config, kernel, static_cast<A&&>(args)...);
+}
+
+// The kernel's blocks wait for those of other launches, which other OS threads make meanwhile.
+template <class... P, class... A>
+void LaunchResident(Config config, void (*kernel)(P...), A&&... args) {
+  config.resident = true;
+  LaunchDependent(config, kernel, static_cast<A&&>(args)...);
 }
 
 }  // namespace host_cuda

@@ -58,11 +58,12 @@ void LaunchRaw(const Config& config, const std::function<void()>& body, const Op
     }
   };
   if (options.around_launch) options.around_launch(true);
-  if (options.workers <= 1) {
+  const uint64_t workers = config.resident ? blocks : static_cast<uint64_t>(options.workers);
+  if (workers <= 1) {
     work();
   } else {
     std::vector<std::jthread> pool;
-    for (int i = 0; i < options.workers; ++i) pool.emplace_back(work);
+    for (uint64_t i = 0; i < workers; ++i) pool.emplace_back(work);
   }
   if (options.around_launch) options.around_launch(false);
   if (error) std::rethrow_exception(error);

@@ -47,6 +47,7 @@ float ToFloat(uint32_t bits, bool bf16) {
 
 void Fail(const char* what, Loc loc) { BlockEngine::Get().FailHere(what, loc); }
 int LaneId() { return BlockEngine::Get().current().lane; }
+void SpinPause() { BlockEngine::Get().Spin(); }
 void WaitForPrevious() { BlockEngine::Get().current().waited = true; }
 void BlockBarrier(int id, int count, Loc loc) { BlockEngine::Get().Barrier(id, count, loc); }
 

@@ -61,10 +61,12 @@ std::vector<Request> Requests() {
     request.max_tokens = static_cast<int64_t>(4 + 5 * i % 8);
     request.sampling.seed = i;
     if (i % 2 == 1) request.sampling.temperature = 0.8f;
-    // What a graph does not sample, in the company of what it does.
+    // All that a graph samples, and what it has no room for (top-k 100), in each other's company.
     if (i == 1) request.sampling.min_p = 0.02f;
-    if (i == 3) request.sampling.repetition_penalty = 1.3f;
+    if (i == 2) request.sampling.temperature = 0.9f, request.sampling.top_k = 100;
+    if (i == 3) request.sampling.repetition_penalty = 1.3f, request.sampling.top_k = 9;
     if (i == 4) request.sampling.logprobs = 1;
+    if (i == 5) request.sampling.top_p = 0.9f;
   }
   return requests;
 }

@@ -169,9 +169,13 @@ TEST_F(SamplerTest, RowsWithoutAFiniteLogitGetNoTokenAndDisturbNobody) {
 TEST_F(SamplerTest, PreparedRowsGetWhatSampleGivesThem) {
   constexpr int64_t kVocabulary = 515, kPadded = 5;
   const std::vector<TokenId> history = {3, 5, 5, 7};
-  SamplingParams greedy, drawn, min_p, penalized, top_k, top_p, logprobs;
-  drawn.temperature = min_p.temperature = penalized.temperature = top_k.temperature =
-      top_p.temperature = 0.9f;
+  std::vector<TokenId> long_history(400);  // more penalties than there is room for
+  std::iota(long_history.begin(), long_history.end(), 0);
+  SamplingParams greedy, drawn, min_p, penalized, top_k, top_p, logprobs, wide_k, wide_logprobs;
+  for (SamplingParams* p : {&drawn, &min_p, &penalized, &top_k, &top_p, &wide_k})
+    p->temperature = 0.9f;
+  wide_k.top_k = 100;
+  wide_logprobs.logprobs = 60;
   min_p.min_p = 0.1f;
   penalized.repetition_penalty = 1.5f;
   top_k.top_k = 7;
@@ -194,14 +198,22 @@ TEST_F(SamplerTest, PreparedRowsGetWhatSampleGivesThem) {
            {&top_k, &drawn, &greedy},
            {&top_p},
            {&logprobs, &greedy},
-           {&min_p, &drawn, &greedy}}) {
+           {&min_p, &drawn, &greedy},
+           {&logprobs, &top_k, &min_p, &penalized, &top_p},
+           {&penalized},  // of the long history
+           {&wide_k, &drawn, &penalized},
+           {&wide_logprobs, &top_p},
+           {&top_p, &greedy, &penalized}}) {
     std::vector<SamplingParams> params;
     for (const SamplingParams* kind : kinds) {
       params.push_back(*kind);
       params.back().seed = ++seed;
     }
     std::vector<SampleRow> rows;
-    for (const SamplingParams& p : params) rows.push_back({&p, history, 2});
+    const bool long_row = kinds.size() == 1 && kinds[0] == &penalized;
+    for (const SamplingParams& p : params)
+      rows.push_back({&p, long_row ? long_history : history, 2});
+    const int64_t padded = long_row ? 1 : kPadded;
     std::vector<float> logits;
     for (int64_t r = 0; r < kPadded; ++r) {
       const std::vector<float> row = MakeLogits(kVocabulary, 100 * seed + r, 3.0);
@@ -214,10 +226,10 @@ TEST_F(SamplerTest, PreparedRowsGetWhatSampleGivesThem) {
     const auto count = static_cast<int64_t>(rows.size());
     Stream& stream = device_.stream();
     std::vector<SampledToken> got, expected;
-    prepared.Prepare(stream, rows, kPadded);
+    prepared.Prepare(stream, rows, padded);
     if (place == nullptr) place = prepared.answers().data;
     EXPECT_EQ(prepared.answers().data, place);
-    prepared.Enqueue(stream, rows_of(logits, kPadded));
+    prepared.Enqueue(stream, rows_of(logits, padded));
     ASSERT_TRUE(prepared.Finish(stream, rows_of(logits, count), &got).ok());
     ASSERT_TRUE(whole.Sample(stream, rows_of(again, count), rows, &expected).ok());
     ASSERT_EQ(got.size(), expected.size());
@@ -228,6 +240,26 @@ TEST_F(SamplerTest, PreparedRowsGetWhatSampleGivesThem) {
     }
   }
   EXPECT_EQ(prepared.device_bytes(), reserved);
+}
+
+// Shards whose largest scores are far apart: those with small ones draw what min-p does not leave.
+TEST_F(SamplerTest, MinPHangsOnTheLargestScoreOfAllShards) {
+  constexpr int64_t kVocabulary = 64;
+  std::vector<std::vector<float>> logits;
+  std::vector<SamplingParams> params(200);
+  for (size_t i = 0; i < params.size(); ++i) {
+    // The threshold lies inside of every shard's scores, or above all but the first one's.
+    logits.push_back(MakeLogits(kVocabulary, 900 + i, 2.0));
+    for (int64_t id = 0; id < kVocabulary / 4; ++id) logits[i][id] += i % 2 == 0 ? 0.8f : 20.0f;
+    params[i].temperature = 1.2f;
+    params[i].min_p = i % 3 == 0 ? 0.3f : 0.05f;
+    params[i].seed = i;
+  }
+  std::vector<SampleRow> rows;
+  for (const SamplingParams& p : params) rows.push_back({&p, {}, 0});
+  const std::vector<SampledToken> got = Sample(logits, rows);
+  for (size_t i = 0; i < rows.size(); ++i)
+    EXPECT_EQ(got[i].token, Naive(logits[i], params[i], {}, 0)) << i;
 }
 
 TEST_F(SamplerTest, SmallerIdWinsATie) {

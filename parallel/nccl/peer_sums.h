@@ -1,0 +1,62 @@
+// Sums over peer memory as the NCCL communicator makes them: which sums, and what start-up tries
+// and measures.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "kernels/cuda/peer_sum.h"
+#include "kernels/tensor.h"
+#include "parallel/nccl/cuda_peer_memory.h"
+#include "parallel/nccl/sum_crossover.h"
+#include "parallel/peer_memory.h"
+
+namespace trireme {
+
+class PeerSums {
+ public:
+  // `mapping` holds a CudaPeerMemory.
+  explicit PeerSums(std::shared_ptr<PeerMapping> mapping)
+      : mapping_(std::move(mapping)), memory_(static_cast<CudaPeerMemory&>(mapping_->memory())) {}
+
+  // The way of a sum, the same on all ranks; none: it is NCCL's, as all are until they have been
+  // measured.
+  std::optional<cuda::PeerPath> PathOf(ConstTensorView data) const;
+  std::optional<cuda::PeerPath> PathOfNorm(ConstTensorView data) const;
+  // Nothing once given up.
+  void Sum(cudaStream_t stream, cuda::PeerPath path, TensorView data) const;
+  void SumAddRmsNorm(cudaStream_t stream, cuda::PeerPath path, TensorView data, TensorView residual,
+                     ConstTensorView weight, float eps, TensorView out) const;
+  // What a rank sends and receives for a sum of so many bytes.
+  int64_t MovedBytes(cuda::PeerPath path, int64_t bytes) const;
+
+  // The group's other way, on `stream`.
+  struct Nccl {
+    cudaStream_t stream;
+    std::function<void(TensorView data)> sum;
+    std::function<void(const void* in, void* out, int64_t bytes)> gather;  // device memory
+  };
+  // Collective, outside of captures. Tries whether sums over peers give NCCL's bits, and where they
+  // do on all ranks, how long sums of up to `max_bytes` take either way.
+  void Measure(const Nccl& nccl, int64_t max_bytes);
+  const SumLimits& limits() const { return limits_; }
+
+  void GiveUp() { memory_.GiveUp(); }  // any thread
+  int64_t bytes() const { return memory_.bytes(); }
+
+ private:
+  class Trial;
+  bool Fits(cuda::PeerPath path, ConstTensorView data) const;
+  bool FitsRows(cuda::PeerPath path, DType dtype, const cuda::PeerRows& rows) const;
+  std::optional<cuda::PeerPath> Choose(ConstTensorView data, const cuda::PeerRows& rows) const;
+
+  std::shared_ptr<PeerMapping> mapping_;
+  CudaPeerMemory& memory_;
+  SumLimits limits_;
+};
+
+}  // namespace trireme
