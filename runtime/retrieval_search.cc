@@ -99,9 +99,9 @@ class Scan {
       const auto mega = [](size_t n) { return static_cast<double>(n) * 1e-6; };
       return absl::ResourceExhaustedError(absl::StrFormat(
           "retrieval search: %d queries with k %d need %.1f MB on this rank (queries %.1f, masks "
-          "%.1f, answers %.1f); use fewer candidates or a smaller table: %s",
+          "%.1f, answers %.1f, kernels %.1f); use fewer candidates or a smaller table: %s",
           batch_, options.k, mega(bytes.total()), mega(bytes.queries), mega(bytes.masks),
-          mega(bytes.answers), memory.status().message()));
+          mega(bytes.answers), mega(bytes.kernels), memory.status().message()));
     }
     memory_ = *std::move(memory);
     return absl::OkStatus();
@@ -129,7 +129,7 @@ class Scan {
   absl::Status Exact(bool prune, int64_t k, const std::vector<RetrievalAnswer*>& answers) {
     KeyLists found(stream_, memory_, batch_, k);
     MolSearch(stream_, table_.model().gate(), queries(), shard_.view(), allowed(), prune,
-              found.view(), scan_counts());
+              found.view(), Workspace(MolScanOp::kSearch, shard_.view().slots, k), scan_counts());
     RETURN_IF_ERROR(found.Fetch());
     RETURN_IF_ERROR(Merge(k, found, answers));
     for (RetrievalAnswer* answer : answers) answer->exact = true;
@@ -154,7 +154,9 @@ class Scan {
     KeyLists found(stream_, memory_, batch_, options.k);
     const OpInput<int32_t> begins = Input(begin), slots = Input(all);
     MolRescore(stream_, table_.model().gate(), queries(), shard_.view(), begins.view(),
-               slots.view(), found.view(), scan_counts());
+               slots.view(), found.view(),
+               Workspace(MolScanOp::kRescore, static_cast<int64_t>(all.size()), options.k),
+               scan_counts());
     RETURN_IF_ERROR(found.Fetch());
     RETURN_IF_ERROR(Merge(options.k, found, answers));
     for (int64_t b = 0; b < batch_; ++b) {
@@ -170,6 +172,11 @@ class Scan {
   TensorView Floats(int64_t columns) { return memory_.Allocate(DType::kF32, {batch_, columns}); }
   OpInput<int32_t> Input(const std::vector<int32_t>& values) {
     return {stream_, memory_, values.data(), {static_cast<int64_t>(values.size())}};
+  }
+  // What an op of this kind works in.
+  TensorView Workspace(MolScanOp op, int64_t items, int64_t k) {
+    const MolScanSize size{op, shard_.options().storage, batch_, items, k};
+    return memory_.Allocate(DType::kU8, {MolWorkspaceBytes(stream_, shape_, size)});
   }
   MolQueries queries() const { return {components_, gates_}; }
   MolAllowed allowed() const {
@@ -251,7 +258,7 @@ class Scan {
     const ArenaScope scope(memory_);
     KeyLists found(stream_, memory_, batch_, k);
     MolAverageTopK(stream_, shape_, queries(), shard_.view(), allowed(), found.view(),
-                   scan_counts());
+                   Workspace(MolScanOp::kAverage, shard_.view().slots, k), scan_counts());
     RETURN_IF_ERROR(found.Fetch());
     ASSIGN_OR_RETURN(const std::vector<uint64_t> last, LastKeys(found.keys, batch_, k));
     for (int64_t b = 0; b < batch_; ++b) {
@@ -267,7 +274,8 @@ class Scan {
     const int64_t logits = shape_.logits();
     const ArenaScope scope(memory_);
     KeyLists found(stream_, memory_, batch_ * logits, k);
-    MolLogitTopK(stream_, shape_, queries(), shard_.view(), allowed(), found.view(), scan_counts());
+    MolLogitTopK(stream_, shape_, queries(), shard_.view(), allowed(), found.view(),
+                 Workspace(MolScanOp::kLogits, shard_.view().slots, k), scan_counts());
     RETURN_IF_ERROR(found.Fetch());
     ASSIGN_OR_RETURN(const std::vector<uint64_t> last, LastKeys(found.keys, batch_ * logits, k));
     for (int64_t b = 0; b < batch_; ++b) {

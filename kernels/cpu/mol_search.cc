@@ -315,9 +315,11 @@ void PushLanes(const float* values, uint32_t mask, int64_t block, const MolTable
 
 }  // namespace
 
+int64_t MolWorkspaceBytes(const Stream&, const MolShape&, const MolScanSize&) { return 0; }
+
 void MolSearch(Stream& stream, const MolGateWeights& gate, const MolQueries& queries,
                const MolTableView& table, const MolAllowed& allowed, bool prune,
-               const MolTopK& topk, MolScanCounts* counts) {
+               const MolTopK& topk, TensorView /*workspace*/, MolScanCounts* counts) {
   const auto& packed = static_cast<const PackedMolGate&>(gate);
   const int64_t batch = queries.components.dim(0), k = topk.keys.dim(1);
   const int64_t blocks = table.slots / kMolLanes;
@@ -351,7 +353,7 @@ void MolSearch(Stream& stream, const MolGateWeights& gate, const MolQueries& que
 
 void MolAverageTopK(Stream& stream, const MolShape& shape, const MolQueries& queries,
                     const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                    MolScanCounts* counts) {
+                    TensorView /*workspace*/, MolScanCounts* counts) {
   const int64_t dim = shape.component_dim, pq = shape.query_components;
   const int64_t batch = queries.components.dim(0);
   // With means one vector an item, else the sum over its components.
@@ -392,7 +394,7 @@ void MolAverageTopK(Stream& stream, const MolShape& shape, const MolQueries& que
 
 void MolLogitTopK(Stream& stream, const MolShape& shape, const MolQueries& queries,
                   const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                  MolScanCounts* counts) {
+                  TensorView /*workspace*/, MolScanCounts* counts) {
   const int64_t lists = shape.logits();
   ScanLists(stream, table, allowed, queries.components.dim(0), lists, topk, counts, [&] {
     return [&, logits = std::vector<float>(lists * kMolLanes), floors = std::vector<float>(lists),
@@ -417,7 +419,8 @@ void MolLogitTopK(Stream& stream, const MolShape& shape, const MolQueries& queri
 
 void MolRescore(Stream& stream, const MolGateWeights& gate, const MolQueries& queries,
                 const MolTableView& table, ConstTensorView candidates_begin,
-                ConstTensorView candidates, const MolTopK& topk, MolScanCounts* counts) {
+                ConstTensorView candidates, const MolTopK& topk, TensorView /*workspace*/,
+                MolScanCounts* counts) {
   const auto& packed = static_cast<const PackedMolGate&>(gate);
   const int64_t batch = queries.components.dim(0), k = topk.keys.dim(1);
   const int32_t* begin = candidates_begin.as<int32_t>();

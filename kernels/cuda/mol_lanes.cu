@@ -15,8 +15,8 @@ constexpr int64_t kSharedBytes = 160 << 10;
 constexpr int64_t kWideBytes = 256 << 20;
 
 // Memory of a warp: logits of its pairs, those of its survivors, and who they are.
-__host__ __device__ constexpr int64_t WarpFloats(int logits) {
-  return int64_t{logits} * (kMolLanes + kQueue) + 2 * kQueue;
+__host__ __device__ constexpr int64_t WarpFloats(int64_t logits) {
+  return logits * (kMolLanes + kQueue) + 2 * kQueue;
 }
 
 // Shared memory, or, for wide heads, the device's.
@@ -24,7 +24,7 @@ template <bool kWide>
 __device__ inline float* WarpMemory(const MolScanArguments& a) {
   if constexpr (kWide) {
     const int64_t warp = int64_t{blockIdx.x} * (blockDim.x / 32) + threadIdx.x / 32;
-    return a.warp_memory + warp * WarpFloats(a.logits);
+    return a.lane_memory + warp * WarpFloats(a.logits);
   } else {
     GPU_DYNAMIC_SHARED(memory, float);
     return memory + threadIdx.x / 32 * WarpFloats(a.logits);
@@ -270,26 +270,37 @@ __global__ void LaneLogits(MolScanArguments a) {
 
 using LaneKernel = void (*)(MolScanArguments);
 
+// Who works on `items` slots or candidates.
+struct LaneGrid {
+  LaneGrid(const Stream& stream, int64_t logits, int64_t items)
+      : warp_bytes(WarpFloats(logits) * static_cast<int64_t>(sizeof(float))),
+        wide(warp_bytes > kSharedBytes),
+        warps(std::clamp<int64_t>((wide ? kWideBytes : kSharedBytes) / warp_bytes, 1, 4)) {
+    const int64_t steps = (items + kMolLanes - 1) / kMolLanes;
+    blocks =
+        std::min<int64_t>((steps + warps - 1) / warps, 4 * stream.device().spec().multiprocessors);
+    if (wide) blocks = std::min(blocks, std::max<int64_t>(1, kWideBytes / (warps * warp_bytes)));
+  }
+  int64_t warp_bytes;
+  bool wide;
+  int64_t warps, blocks;
+};
+
 // The same work in the same order, whichever memory the warps have.
-void LaunchLanes(Stream& stream, MolScanArguments a, LaneKernel shared, LaneKernel wide) {
-  const int64_t warp_bytes = WarpFloats(a.logits) * static_cast<int64_t>(sizeof(float));
-  const bool fits = warp_bytes <= kSharedBytes;
-  const int64_t warps = std::clamp<int64_t>((fits ? kSharedBytes : kWideBytes) / warp_bytes, 1, 4);
-  const int64_t steps = (a.end - a.begin + kMolLanes - 1) / kMolLanes;
-  int64_t blocks =
-      std::min<int64_t>((steps + warps - 1) / warps, 4 * stream.device().spec().multiprocessors);
-  gpu::Config config{dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(warps * 32)),
-                     static_cast<size_t>(warps * warp_bytes), NativeHandle(stream)};
-  if (fits) return gpu::Launch(config, shared, a);
-  blocks = std::min(blocks, std::max<int64_t>(1, kWideBytes / (warps * warp_bytes)));
-  config.grid = dim3(static_cast<unsigned>(blocks));
-  config.dynamic_smem = 0;
-  const Scratch<float> memory(stream, blocks * warps * WarpFloats(a.logits));
-  a.warp_memory = memory.get();
-  gpu::Launch(config, wide, a);
+void LaunchLanes(Stream& stream, const MolScanArguments& a, LaneKernel shared, LaneKernel wide) {
+  const LaneGrid grid(stream, a.logits, a.end - a.begin);
+  gpu::Launch(
+      {dim3(static_cast<unsigned>(grid.blocks)), dim3(static_cast<unsigned>(grid.warps * 32)),
+       grid.wide ? 0 : static_cast<size_t>(grid.warps * grid.warp_bytes), NativeHandle(stream)},
+      grid.wide ? wide : shared, a);
 }
 
 }  // namespace
+
+int64_t MolLaneFloats(const Stream& stream, int64_t logits, int64_t items) {
+  const LaneGrid grid(stream, logits, items);
+  return grid.wide ? grid.blocks * grid.warps * WarpFloats(logits) : 0;
+}
 
 void LaunchMolLaneScan(Stream& stream, MolStorage storage, bool prune, const MolScanArguments& a) {
   DispatchMolStorage(storage, [&](auto zero) {

@@ -238,9 +238,12 @@ void MolSearchBench(benchmark::State& state, MolStorage storage) {
   allowed.query_mask = query_mask.view();
   const Tensor keys = Ok(Tensor::Create(*bench->device, DType::kI64, {batch, kBest}));
   const Tensor slots = Ok(Tensor::Create(*bench->device, DType::kI32, {batch, kBest}));
+  const Tensor workspace = Ok(Tensor::Create(
+      *bench->device, DType::kU8,
+      {MolWorkspaceBytes(stream, shape, {MolScanOp::kSearch, storage, batch, items, kBest})}));
   Measure(state, [&] {
     MolSearch(stream, *gate, {queries.view(), query_gates.view()}, table, allowed, /*prune=*/false,
-              {keys.view(), slots.view()}, nullptr);
+              {keys.view(), slots.view()}, workspace.view(), nullptr);
   });
   // On the CPU all arithmetic is f32.
   const bool f32 = bench->device->spec().host_memory || storage == MolStorage::kF32;

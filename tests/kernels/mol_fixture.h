@@ -190,8 +190,19 @@ class MolOpTest : public ::testing::TestWithParam<DeviceCase> {
                    bool prune, MolScanCounts* counts = nullptr) {
     MolAnswer answer(device_, problem.batch, k);
     MolSearch(stream(), *problem.gate, problem.queries(), table.view(), scan.allowed(problem.batch),
-              prune, answer.view(), counts);
+              prune, answer.view(),
+              Workspace(MolScanOp::kSearch, problem.shape, table, problem.batch, k), counts);
     return answer;
+  }
+  // What an op works in: exactly as much as it says, and nothing in it that could pass for a value.
+  // Good until the next call. `items`: those of the table unless told otherwise.
+  TensorView Workspace(MolScanOp op, const MolShape& shape, MolTestTable& table, int64_t batch,
+                       int64_t k, int64_t items = -1) {
+    const int64_t bytes = MolWorkspaceBytes(
+        stream(), shape, {op, table.view().storage, batch, items < 0 ? table.slots() : items, k});
+    workspace_ = device_.Zeros(DType::kU8, {bytes});
+    std::fill_n(workspace_.view().as<unsigned char>(), bytes, 0xff);
+    return workspace_.view();
   }
   // Scores of all items, by item, from an unpruned search for all of them.
   std::vector<float> Scores(const MolProblem& problem, MolTestTable& table) {
@@ -223,6 +234,9 @@ class MolOpTest : public ::testing::TestWithParam<DeviceCase> {
     }
   }
   TestDevice device_;
+
+ private:
+  Tensor workspace_;
 };
 
 inline MolShape Shape(int64_t pq, int64_t px, int64_t d, int64_t h, float temperature = 0.05f) {

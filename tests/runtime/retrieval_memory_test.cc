@@ -221,7 +221,7 @@ TEST_F(RetrievalDeviceMemoryTest, ASearchWithoutMemoryFailsAndNothingElse) {
     const auto failed = SearchTable(*table, SomeQueries(), options);
     EXPECT_EQ(failed.status().code(), absl::StatusCode::kResourceExhausted);
     for (const char* part : {"retrieval search: 3 queries with k 30 need ", "(queries ", ", masks ",
-                             ", answers ", "the device is full"}) {
+                             ", answers ", ", kernels ", "the device is full"}) {
       EXPECT_NE(failed.status().message().find(part), std::string::npos) << failed.status();
     }
     EXPECT_TRUE(table->Upsert(SomeItems(0, 10, 1)).ok()) << "an update needs none";
