@@ -39,7 +39,7 @@ class ScanPlan {
     bytes.masks = Argument(DType::kI32, {masks, slots_ / kMolBlockRows}) +
                   Argument(DType::kI32, {batch_}) + Argument(DType::kI32, {batch_ + 1}) +
                   Argument(DType::kI32, {excluded});
-    bytes.answers = Lists(batch_, options.k) + Gather(2 * batch_ * options.k);
+    bytes.answers = Lists(batch_, options.k) + Merge(batch_ * options.k);
     if (options.mode != RetrievalMode::kTwoStage) {
       bytes.kernels = Kernels(MolScanOp::kSearch, slots_, options.k);
       return bytes;
@@ -57,7 +57,7 @@ class ScanPlan {
       bytes.kernels = std::max(bytes.kernels, Kernels(MolScanOp::kLogits, slots_, options.each_k));
     }
     candidates = batch_ * std::min(slots_, candidates);
-    const size_t rescore = Lists(batch_, options.k) + Gather(2 * batch_ * options.k) +
+    const size_t rescore = Lists(batch_, options.k) + Merge(batch_ * options.k) +
                            Argument(DType::kI32, {batch_ + 1}) +
                            Argument(DType::kI32, {candidates});
     bytes.answers = std::max(bytes.answers, rescore);
@@ -72,11 +72,13 @@ class ScanPlan {
   size_t Lists(int64_t lists, int64_t k) const {
     return Argument(DType::kI64, {lists, k}) + Argument(DType::kI32, {lists, k});
   }
-  size_t Gather(int64_t keys) const {
-    return Argument(DType::kI64, {keys}) + Argument(DType::kI64, {keys * ranks_});
+  size_t Gather(DType dtype, int64_t elements) const {
+    return Argument(dtype, {elements}) + Argument(dtype, {elements * ranks_});
   }
+  // Three words a place: its score and its id.
+  size_t Merge(int64_t places) const { return Gather(DType::kI32, 3 * places); }
   size_t FirstStageBytes(int64_t lists, int64_t k) const {
-    return Lists(lists, k) + Gather(lists * k);
+    return Lists(lists, k) + Gather(DType::kI64, lists * k);
   }
   size_t Kernels(MolScanOp op, int64_t items, int64_t k) const {
     return Arena::Footprint(

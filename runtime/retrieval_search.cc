@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <set>
@@ -18,6 +19,8 @@ namespace {
 
 // Queries of one scan: bounds the memory for masks and projections, and for 12 bytes a key.
 constexpr int64_t kScanQueries = 64, kScanKeys = int64_t{1} << 24;
+// Words of a place of an answer on its way to the other ranks.
+constexpr int64_t kPlaceWords = 3;
 
 size_t QueriesPerScan(const RetrievalOptions& options, int64_t logits) {
   int64_t keys = std::max<int64_t>(1, options.k);
@@ -223,15 +226,16 @@ class Scan {
     excluded_input_ = Input(excluded_);
   }
 
-  // All ranks' keys of [lists, k], rank after rank.
-  absl::StatusOr<std::vector<uint64_t>> GatherKeys(const std::vector<uint64_t>& keys) {
+  // What all ranks have, rank after rank.
+  template <typename T>
+  absl::StatusOr<std::vector<T>> Gather(const std::vector<T>& mine) {
     Communicator& communicator = *group_.communicator;
-    const auto n = static_cast<int64_t>(keys.size());
-    std::vector<uint64_t> all(n * communicator.size());
+    const auto n = static_cast<int64_t>(mine.size());
+    std::vector<T> all(n * communicator.size());
     const ArenaScope scope(memory_);
-    const OpInput<int64_t> in(stream_, memory_, reinterpret_cast<const int64_t*>(keys.data()), {n});
-    const OpOutput<uint64_t> out(stream_, memory_, all.data(), DType::kI64,
-                                 {static_cast<int64_t>(all.size())});
+    const OpInput<T> in(stream_, memory_, mine.data(), {n});
+    const OpOutput<T> out(stream_, memory_, all.data(), kDTypeOf<T>,
+                          {static_cast<int64_t>(all.size())});
     communicator.AllGather(stream_, in.view(), out.view());
     out.Fetch(stream_);
     RETURN_IF_ERROR(stream_.Synchronize());
@@ -241,7 +245,7 @@ class Scan {
   // Of every list the k-th best key over all ranks, or 0 where there are fewer.
   absl::StatusOr<std::vector<uint64_t>> LastKeys(const std::vector<uint64_t>& keys, int64_t lists,
                                                  int64_t k) {
-    ASSIGN_OR_RETURN(const std::vector<uint64_t> all, GatherKeys(keys));
+    ASSIGN_OR_RETURN(const std::vector<uint64_t> all, Gather(keys));
     std::vector<uint64_t> last(lists);
     for (int64_t i = 0; i < lists; ++i) {
       int64_t taken = 0;
@@ -299,35 +303,58 @@ class Scan {
     }
   }
 
+  // A place crosses ranks as 12 bytes, score and id, which say all but how equal scores of
+  // different ranks are ordered. All ranks see whether there are such; only then places in the
+  // order follow, 4 bytes each.
   absl::Status Merge(int64_t k, const KeyLists& found,
                      const std::vector<RetrievalAnswer*>& answers) {
     const auto begin = std::chrono::steady_clock::now();
-    // Keys, then ids, of one rank.
-    std::vector<uint64_t> mine(2 * batch_ * k);
-    for (int64_t i = 0; i < batch_ * k; ++i) {
-      const int32_t slot = found.slots[i];
-      mine[i] = found.keys[i];
-      mine[batch_ * k + i] = slot < 0 ? ~uint64_t{0} : static_cast<uint64_t>(shard_.IdOfSlot(slot));
+    const int64_t n = batch_ * k, ranks = group_.size();
+    std::vector<int32_t> mine(n * kPlaceWords);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t id = found.slots[i] < 0 ? -1 : shard_.IdOfSlot(found.slots[i]);
+      mine[i * kPlaceWords] = static_cast<int32_t>(found.keys[i] >> 32);
+      std::memcpy(&mine[i * kPlaceWords + 1], &id, sizeof(id));
     }
-    ASSIGN_OR_RETURN(const std::vector<uint64_t> all, GatherKeys(mine));
-    for (int64_t b = 0; b < batch_; ++b) {
-      RetrievalAnswer& answer = *answers[b];
-      answer.ids.clear();
-      answer.scores.clear();
-      MergeKeys(all.data() + b * k, group_.size(), k, 2 * batch_ * k, k,
-                [&](int64_t rank, int64_t index) {
-                  const int64_t at = rank * 2 * batch_ * k + b * k + index;
-                  answer.scores.push_back(MolKeyScore(all[at]));
-                  answer.ids.push_back(static_cast<int64_t>(all[at + batch_ * k]));
-                });
-      answer.ids.resize(k, -1);
-      answer.scores.resize(k, -std::numeric_limits<float>::infinity());
+    ASSIGN_OR_RETURN(const std::vector<int32_t> all, Gather(mine));
+    std::vector<uint64_t> keys(n * ranks);
+    for (int64_t i = 0; i < n * ranks; ++i) {
+      keys[i] = uint64_t{static_cast<uint32_t>(all[i * kPlaceWords])} << 32;
+    }
+    if (!FillAnswers(k, keys, all, answers)) {
+      std::vector<int32_t> orders(n);
+      for (int64_t i = 0; i < n; ++i) orders[i] = static_cast<int32_t>(found.keys[i]);
+      ASSIGN_OR_RETURN(const std::vector<int32_t> all_orders, Gather(orders));
+      for (int64_t i = 0; i < n * ranks; ++i) keys[i] |= static_cast<uint32_t>(all_orders[i]);
+      CHECK(FillAnswers(k, keys, all, answers)) << "two items have one place in the order";
     }
     if (counts_ != nullptr) {
       counts_->merge_seconds +=
           std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     }
     return absl::OkStatus();
+  }
+
+  // From all ranks' keys [ranks, B, k] and places. False where the keys leave the order open.
+  bool FillAnswers(int64_t k, const std::vector<uint64_t>& keys, const std::vector<int32_t>& places,
+                   const std::vector<RetrievalAnswer*>& answers) const {
+    bool ordered = true;
+    for (int64_t b = 0; b < batch_; ++b) {
+      RetrievalAnswer& answer = *answers[b];
+      answer.ids.clear();
+      answer.scores.clear();
+      ordered &= MergeKeys(keys.data() + b * k, group_.size(), k, batch_ * k, k,
+                           [&](int64_t rank, int64_t index) {
+                             const int64_t at = (rank * batch_ + b) * k + index;
+                             int64_t id = 0;
+                             std::memcpy(&id, &places[at * kPlaceWords + 1], sizeof(id));
+                             answer.scores.push_back(MolKeyScore(keys[at]));
+                             answer.ids.push_back(id);
+                           });
+      answer.ids.resize(k, -1);
+      answer.scores.resize(k, -std::numeric_limits<float>::infinity());
+    }
+    return ordered;
   }
 
   const RetrievalTable& table_;

@@ -1,5 +1,5 @@
-// Search over a RetrievalTable: each rank finds its own k best, then k keys and ids a query travel
-// and every rank merges them. Modes:
+// Search over a RetrievalTable: each rank finds its own k best, then k scores and ids a query
+// travel and every rank merges them. Modes:
 //
 //   exact      every allowed pair is scored
 //   pruned     the same answer, bit for bit: a pair whose largest logit is below the k-th best
@@ -79,21 +79,31 @@ absl::StatusOr<std::vector<RetrievalAnswer>> SearchTable(const RetrievalTable& t
                                                          const RetrievalContext& context = {});
 
 // Merges sorted lists of keys (descending; 0 ends a list): calls take(list, index) for the k
-// largest in order. `lists` hold `length` keys each, `stride` keys apart.
+// largest in order. `lists` hold `length` keys each, `stride` keys apart. False where equal keys of
+// two lists met: which of them comes first is then left open.
 template <typename Take>
-void MergeKeys(const uint64_t* keys, int64_t lists, int64_t length, int64_t stride, int64_t k,
+bool MergeKeys(const uint64_t* keys, int64_t lists, int64_t length, int64_t stride, int64_t k,
                Take&& take) {
   std::vector<int64_t> next(lists);
+  bool ordered = true;
   for (int64_t taken = 0; taken < k; ++taken) {
     int64_t best = -1;
     uint64_t best_key = 0;
+    bool tied = false;
     for (int64_t l = 0; l < lists; ++l) {
       const uint64_t key = next[l] < length ? keys[l * stride + next[l]] : 0;
-      if (key > best_key) best = l, best_key = key;
+      if (key == 0 || key < best_key) continue;
+      if (key == best_key) {
+        tied = true;
+      } else {
+        best = l, best_key = key, tied = false;
+      }
     }
-    if (best < 0) return;
+    if (best < 0) return ordered;
+    ordered = ordered && !tied;
     take(best, next[best]++);
   }
+  return ordered;
 }
 
 }  // namespace trireme
