@@ -37,7 +37,8 @@ void CheckTable(const MolTableView& table) {
   CHECK_EQ(table.slots % kMolBlockRows, 0) << "slots";
   CHECK(table.slots < INT32_MAX) << table.slots << " slots";
   CHECK(table.slots == 0 || (table.components != nullptr && table.gates != nullptr));
-  CHECK(table.storage != MolStorage::kInt8 || table.slots == 0 || table.scales != nullptr);
+  CHECK(table.storage != MolStorage::kInt8 || table.slots == 0 ||
+        (table.scales != nullptr && table.gate_scales != nullptr));
 }
 
 void CheckQueries(const MolShape& shape, const MolQueries& queries) {
@@ -98,10 +99,9 @@ absl::Status RequireMol(const Stream& stream) {
 
 int64_t MolSlotBytes(const MolShape& shape, MolStorage storage, bool means) {
   const int64_t vectors = shape.item_components + (means ? 1 : 0);
-  const int64_t gate_bytes = storage == MolStorage::kF32 ? 4 : 2;
   const int64_t scale_bytes = storage == MolStorage::kInt8 ? 2 : 0;
-  return vectors * (shape.component_dim * ElementBytes(storage) + scale_bytes) +
-         shape.gate_width() * gate_bytes;
+  return (vectors * shape.component_dim + shape.gate_width()) * ElementBytes(storage) +
+         (vectors + 1) * scale_bytes;
 }
 
 absl::StatusOr<std::unique_ptr<MolGateWeights>> PackMolGate(Stream& stream, const MolShape& shape,

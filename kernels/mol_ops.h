@@ -27,8 +27,8 @@ namespace trireme {
 
 enum class MolPairing : uint8_t { kAll, kDiagonal };
 enum class MolGating : uint8_t { kGluSilu, kConcatRelu };
-// How item components are held. kInt8: one bf16 scale a vector. Item gates are f32 with kF32, else
-// bf16.
+// How item components are held. kInt8: one bf16 scale a vector. An item's gate is held as its
+// components are, as one vector more.
 enum class MolStorage : uint8_t { kF32, kBF16, kInt8 };
 
 // Items lie in blocks of this many slots, slot by slot in neighbouring lanes.
@@ -75,7 +75,8 @@ struct MolTableView {
   int64_t slots = 0;
   void* components = nullptr;   // [slots / 32, Px, d, 32]
   BF16* scales = nullptr;       // [slots / 32, Px, 32]; kInt8 alone
-  void* gates = nullptr;        // [slots / 32, G, 32]; f32 with kF32, else bf16
+  void* gates = nullptr;        // [slots / 32, G, 32]
+  BF16* gate_scales = nullptr;  // [slots / 32, 32]; kInt8 alone
   void* means = nullptr;        // [slots / 32, d, 32] mean component, or none
   BF16* mean_scales = nullptr;  // [slots / 32, 32]; kInt8 alone
   // Place of each slot's item in the table's total order: ties go to the smaller one. [slots]

@@ -2,8 +2,6 @@
 // lane, one chain of fp32 operations in a fixed order, so its bits cannot depend on its neighbours;
 // what survives the pruning is collected from several blocks and queries into full warps for the
 // gate.
-#include <type_traits>
-
 #include "kernels/cuda/mol_scan.cuh"
 
 namespace trireme::cuda {
@@ -36,8 +34,6 @@ __device__ inline float SiluOf(float x) { return x / __fadd_rn(1.0f, expf(-x)); 
 template <typename T>
 class LaneScorer {
  public:
-  using Gate = std::conditional_t<std::is_same_v<T, float>, float, __nv_bfloat16>;
-
   __device__ LaneScorer(const MolScanArguments& a, float* memory)
       : a_(a),
         lane_(gpu::LaneId()),
@@ -121,16 +117,33 @@ class LaneScorer {
     __syncwarp();  // read before the next ones come
   }
 
+  // The gate of the lane's item.
+  struct ItemGate {
+    const T* values;
+    float scale;
+    __device__ float operator[](int g) const {
+      const float x = Float(values[g * kMolLanes]);
+      return sizeof(T) == 1 ? __fmul_rn(x, scale) : x;
+    }
+  };
+  __device__ ItemGate GateOf(int64_t slot) const {
+    ItemGate gate{static_cast<const T*>(a_.gates) + slot / kMolLanes * a_.gate_width * kMolLanes +
+                      slot % kMolLanes,
+                  1.0f};
+    if constexpr (sizeof(T) == 1) gate.scale = Float(a_.gate_scales[slot]);
+    return gate;
+  }
+
   // What the output layer works on: hidden units [8 tile, 8 tile + 8).
   __device__ void Hidden(int tile, const float* logits, int stride, const float* query_gate,
-                         const Gate* item_gate, float (&hidden)[kMolHiddenTile]) const {
+                         const ItemGate& item_gate, float (&hidden)[kMolHiddenTile]) const {
     const int first = tile * kMolHiddenTile;
     if (a_.concat) {
 #pragma unroll
       for (int i = 0; i < kMolHiddenTile; ++i) {
         hidden[i] = 0.0f;
         if (first + i >= a_.cross_hidden) continue;
-        const float x = __fadd_rn(Float(item_gate[(first + i) * kMolLanes]), query_gate[first + i]);
+        const float x = __fadd_rn(item_gate[first + i], query_gate[first + i]);
         hidden[i] = x < 0.0f ? 0.0f : x;
       }
       return;
@@ -161,8 +174,7 @@ class LaneScorer {
                          int query) const {
     out += lane_;
     const float* query_gate = a_.query_gates + int64_t{query} * a_.gate_width;
-    const Gate* item_gate = static_cast<const Gate*>(a_.gates) +
-                            slot / kMolLanes * a_.gate_width * kMolLanes + slot % kMolLanes;
+    const ItemGate item_gate = GateOf(slot);
     for (int l = 0; l < a_.logits; ++l) out[l * kMolLanes] = a_.b2[l];
     for (int tile = 0; tile < a_.hidden_tiles; ++tile) {
       float hidden[kMolHiddenTile];
@@ -181,7 +193,7 @@ class LaneScorer {
     for (int l = 0; l < a_.logits; ++l) {
       float w = out[l * kMolLanes];
       if (!a_.concat) {
-        w = SiluOf(__fmaf_rn(query_gate[l], Float(item_gate[l * kMolLanes]), w));
+        w = SiluOf(__fmaf_rn(query_gate[l], item_gate[l], w));
         out[l * kMolLanes] = w;
       }
       top = fmaxf(top, w);

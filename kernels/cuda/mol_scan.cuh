@@ -21,7 +21,7 @@ struct MolScanArguments {
   float inverse_temperature;
   // The table.
   const void *components, *gates;
-  const __nv_bfloat16* scales;
+  const __nv_bfloat16 *scales, *gate_scales;
   const uint32_t* order;
   // The queries: [batch, query_components, padded_dim] and [batch, gate_width].
   const float *queries, *query_gates;

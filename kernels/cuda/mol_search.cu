@@ -119,6 +119,7 @@ class Scan {
     a_.components = table.components;
     a_.gates = table.gates;
     a_.scales = reinterpret_cast<const __nv_bfloat16*>(table.scales);
+    a_.gate_scales = reinterpret_cast<const __nv_bfloat16*>(table.gate_scales);
     a_.order = table.order;
     a_.queries = memory_.queries;
     a_.query_gates = queries.gates.as<float>();

@@ -26,6 +26,7 @@ class MolTestTable {
             device.Zeros(DType::kF32, {slots_, shape.item_components * shape.component_dim})),
         scales_(device.Zeros(DType::kBF16, {slots_, shape.item_components})),
         gates_(device.Zeros(DType::kF32, {slots_, shape.gate_width()})),
+        gate_scales_(device.Zeros(DType::kBF16, {slots_})),
         means_(device.Zeros(DType::kF32, {slots_, shape.component_dim})),
         mean_scales_(device.Zeros(DType::kBF16, {slots_})),
         order_(device.Zeros(DType::kI32, {slots_})),
@@ -38,6 +39,7 @@ class MolTestTable {
             .components = components_.view().data,
             .scales = storage_ == MolStorage::kInt8 ? scales_.view().as<BF16>() : nullptr,
             .gates = gates_.view().data,
+            .gate_scales = storage_ == MolStorage::kInt8 ? gate_scales_.view().as<BF16>() : nullptr,
             .means = with_means_ ? means_.view().data : nullptr,
             .mean_scales = storage_ == MolStorage::kInt8 ? mean_scales_.view().as<BF16>() : nullptr,
             .order = order()};
@@ -48,7 +50,7 @@ class MolTestTable {
  private:
   int64_t slots_;
   MolStorage storage_;
-  Tensor components_, scales_, gates_, means_, mean_scales_, order_;
+  Tensor components_, scales_, gates_, gate_scales_, means_, mean_scales_, order_;
   bool with_means_;
 };
 
