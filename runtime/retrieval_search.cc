@@ -101,8 +101,9 @@ class Scan {
     if (!memory.ok()) {
       const auto mega = [](size_t n) { return static_cast<double>(n) * 1e-6; };
       return absl::ResourceExhaustedError(absl::StrFormat(
-          "retrieval search: %d queries with k %d need %.1f MB on this rank (queries %.1f, masks "
-          "%.1f, answers %.1f, kernels %.1f); use fewer candidates or a smaller table: %s",
+          "retrieval search: a batch of %d with k %d needs %.1f MB on this rank (queries "
+          "%.1f, masks %.1f, answers %.1f, kernels %.1f); use fewer candidates or a smaller table: "
+          "%s",
           batch_, options.k, mega(bytes.total()), mega(bytes.queries), mega(bytes.masks),
           mega(bytes.answers), mega(bytes.kernels), memory.status().message()));
     }
@@ -371,6 +372,66 @@ class Scan {
   OpInput<int32_t> mask_input_, query_mask_input_, excluded_begin_input_, excluded_input_;
 };
 
+using Filters = std::map<std::string, absl::StatusOr<Filter>>;
+
+// Queries of one call, scan by scan.
+class Searches {
+ public:
+  Searches(const RetrievalTable& table, const RetrievalGroup& group,
+           const RetrievalContext& context, const std::vector<RetrievalQuery>& queries,
+           const Filters& filters, std::vector<RetrievalAnswer>* answers)
+      : table_(table),
+        group_(group),
+        context_(context),
+        queries_(queries),
+        filters_(filters),
+        answers_(*answers) {}
+
+  // Those queries. A batch that does not fit into some rank's memory is halved, as all ranks agree;
+  // a query that does not fit alone fails alone.
+  absl::Status Run(const std::vector<size_t>& some, const RetrievalOptions& how) {
+    const size_t per_scan = QueriesPerScan(how, table_.model().shape().logits());
+    size_t most = per_scan;
+    for (size_t first = 0; first < some.size();) {
+      const size_t count = std::min(some.size() - first, most);
+      std::vector<const RetrievalQuery*> batch;
+      std::vector<const Filter*> filters;
+      std::vector<RetrievalAnswer*> answers;
+      for (size_t i = first; i < first + count; ++i) {
+        batch.push_back(&queries_[some[i]]);
+        filters.push_back(&*filters_.at(batch.back()->filter));
+        answers.push_back(&answers_[some[i]]);
+      }
+      Scan scan(table_, group_, context_);
+      const absl::Status reserved = group_.Agree(scan.Reserve(batch, filters, how));
+      if (absl::IsResourceExhausted(reserved) && count > 1) {
+        most = count / 2;
+        continue;
+      }
+      first += count;
+      if (absl::IsResourceExhausted(reserved)) {
+        *answers[0] = {.status = reserved, .ids = {}, .scores = {}};
+        most = per_scan;
+        continue;
+      }
+      RETURN_IF_ERROR(reserved);
+      scan.Prepare(batch, filters);
+      RETURN_IF_ERROR(how.mode == RetrievalMode::kTwoStage
+                          ? scan.TwoStage(how, answers)
+                          : scan.Exact(how.mode == RetrievalMode::kPruned, how.k, answers));
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  const RetrievalTable& table_;
+  const RetrievalGroup& group_;
+  const RetrievalContext& context_;
+  const std::vector<RetrievalQuery>& queries_;
+  const Filters& filters_;
+  std::vector<RetrievalAnswer>& answers_;
+};
+
 }  // namespace
 
 absl::Status CheckRetrievalOptions(const RetrievalOptions& options) {
@@ -393,7 +454,7 @@ absl::StatusOr<std::vector<RetrievalAnswer>> SearchTable(const RetrievalTable& t
   RETURN_IF_ERROR(CheckRetrievalOptions(options));
   std::vector<RetrievalAnswer> answers(queries.size());
   // Every distinct filter once; the empty one is what queries without a filter have.
-  std::map<std::string, absl::StatusOr<Filter>> filters;
+  Filters filters;
   std::vector<size_t> good;
   for (size_t i = 0; i < queries.size(); ++i) {
     answers[i].status = CheckQuery(queries[i], table.model().config());
@@ -409,35 +470,16 @@ absl::StatusOr<std::vector<RetrievalAnswer>> SearchTable(const RetrievalTable& t
     if (options.k > 0) good.push_back(i);
   }
   const auto lock = table.shard().ReadLock();
-  const auto run = [&](const std::vector<size_t>& some, const RetrievalOptions& how) {
-    const size_t per_scan = QueriesPerScan(how, table.model().shape().logits());
-    for (size_t first = 0; first < some.size(); first += per_scan) {
-      std::vector<const RetrievalQuery*> batch;
-      std::vector<const Filter*> batch_filters;
-      std::vector<RetrievalAnswer*> batch_answers;
-      for (size_t i = first; i < std::min(some.size(), first + per_scan); ++i) {
-        batch.push_back(&queries[some[i]]);
-        batch_filters.push_back(&*filters.at(batch.back()->filter));
-        batch_answers.push_back(&answers[some[i]]);
-      }
-      Scan scan(table, group, context);
-      RETURN_IF_ERROR(group.Agree(scan.Reserve(batch, batch_filters, how)));
-      scan.Prepare(batch, batch_filters);
-      RETURN_IF_ERROR(how.mode == RetrievalMode::kTwoStage
-                          ? scan.TwoStage(how, batch_answers)
-                          : scan.Exact(how.mode == RetrievalMode::kPruned, how.k, batch_answers));
-    }
-    return absl::OkStatus();
-  };
-  RETURN_IF_ERROR(run(good, options));
+  Searches searches(table, group, context, queries, filters, &answers);
+  RETURN_IF_ERROR(searches.Run(good, options));
   if (options.mode != RetrievalMode::kTwoStage || !options.exact_or_certified) return answers;
   std::vector<size_t> again;
   for (const size_t i : good) {
-    if (!answers[i].exact) again.push_back(i);
+    if (answers[i].status.ok() && !answers[i].exact) again.push_back(i);
   }
   RetrievalOptions pruned = options;
   pruned.mode = RetrievalMode::kPruned;
-  RETURN_IF_ERROR(run(again, pruned));
+  RETURN_IF_ERROR(searches.Run(again, pruned));
   if (context.counts != nullptr) context.counts->rescanned += static_cast<int64_t>(again.size());
   return answers;
 }

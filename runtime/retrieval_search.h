@@ -72,7 +72,8 @@ struct RetrievalContext {
 };
 
 // Collective: all ranks with the same arguments; all get the answers, one a query. Holds the shard
-// for reading, so that updates wait.
+// for reading, so that updates wait. A query for which a rank lacks memory, even alone, fails alone
+// and on all ranks.
 absl::StatusOr<std::vector<RetrievalAnswer>> SearchTable(const RetrievalTable& table,
                                                          const std::vector<RetrievalQuery>& queries,
                                                          const RetrievalOptions& options,

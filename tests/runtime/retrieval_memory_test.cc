@@ -244,11 +244,15 @@ TEST_F(RetrievalDeviceMemoryTest, ASearchWithoutMemoryFailsAndNothingElse) {
   for (const RetrievalOptions& options : AllOptions()) {
     // The first of them finds no memory at all, the others too little.
     HostCudaTestHooks().allocating = [](size_t) { return NoMemory(); };
-    const auto failed = SearchTable(*table, SomeQueries(), options);
-    EXPECT_EQ(failed.status().code(), absl::StatusCode::kResourceExhausted);
-    for (const char* part : {"retrieval search: 3 queries with k 30 need ", "(queries ", ", masks ",
-                             ", answers ", ", kernels ", "the device is full"}) {
-      EXPECT_NE(failed.status().message().find(part), std::string::npos) << failed.status();
+    const auto all_failed = SearchTable(*table, SomeQueries(), options);
+    ASSERT_TRUE(all_failed.ok()) << all_failed.status();
+    for (const RetrievalAnswer& failed : *all_failed) {
+      EXPECT_EQ(failed.status.code(), absl::StatusCode::kResourceExhausted);
+      EXPECT_FALSE(failed.exact);
+      for (const char* part : {"retrieval search: a batch of 1 with k 30 needs ", "(queries ",
+                               ", masks ", ", answers ", ", kernels ", "the device is full"}) {
+        EXPECT_NE(failed.status.message().find(part), std::string::npos) << failed.status;
+      }
     }
     EXPECT_TRUE(table->Upsert(SomeItems(0, 10, 1)).ok()) << "an update needs none";
     HostCudaTestHooks().allocating = nullptr;
@@ -257,6 +261,33 @@ TEST_F(RetrievalDeviceMemoryTest, ASearchWithoutMemoryFailsAndNothingElse) {
     for (const RetrievalAnswer& answer : *answers) EXPECT_TRUE(answer.exact);
     table->search_memory().Take(*place_.device, 0).value();  // and lets it go
   }
+}
+
+// One query asks for more than there is; those beside it, and those after it, have what they had.
+TEST_F(RetrievalDeviceMemoryTest, AQueryThatDoesNotFitFailsAlone) {
+  const auto table = place_.Table().value();
+  ASSERT_TRUE(table->Upsert(SomeItems(0, kItems, 1)).ok());
+  const RetrievalOptions options = AllOptions()[1];
+  std::vector<RetrievalQuery> queries = SomeQueries();
+  const std::vector<RetrievalAnswer> alone = SearchTable(*table, queries, options).value();
+  const int64_t warm = place_.device->allocated_bytes();
+  queries[1].exclude_ids.resize(1'000'000, 5);  // 4 MB of slots
+  size_t largest = 0;
+  HostCudaTestHooks().allocating = [&largest](size_t bytes) {
+    largest = std::max(largest, bytes);
+    return bytes > 4'000'000 ? NoMemory() : absl::OkStatus();
+  };
+  const std::vector<RetrievalAnswer> answers = SearchTable(*table, queries, options).value();
+  EXPECT_GT(largest, 4'000'000u);
+  EXPECT_EQ(answers[1].status.code(), absl::StatusCode::kResourceExhausted);
+  for (const size_t i : {size_t{0}, size_t{2}}) {
+    EXPECT_TRUE(answers[i].status.ok()) << answers[i].status;
+    EXPECT_EQ(answers[i].ids, alone[i].ids);
+    EXPECT_EQ(answers[i].scores, alone[i].scores);
+  }
+  EXPECT_GE(place_.device->allocated_bytes(), warm);
+  queries[1].exclude_ids.clear();
+  EXPECT_TRUE(SearchTable(*table, queries, options).value()[1].status.ok());
 }
 
 #else
