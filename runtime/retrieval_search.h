@@ -26,6 +26,8 @@ enum class FirstStage : uint8_t { kAverage, kPerEmbedding, kCombined };
 
 inline constexpr int64_t kMaxRetrievalK = 2048;
 inline constexpr int64_t kMaxFirstStageK = 100'000;
+// Queries that go through a shard together; more of one call are several scans.
+inline constexpr int64_t kMaxScanQueries = 64;
 
 struct RetrievalOptions {
   int64_t k = 100;  // at most kMaxRetrievalK
@@ -61,11 +63,16 @@ struct RetrievalCounts {
   double merge_seconds = 0.0;  // from the end of this rank's scan to the merged answer
 };
 
+class RetrievalGraphs;  // retrieval_graphs.h
+
 struct RetrievalContext {
   // Only items whose bit is set, by place in the order (row of the file that the table was built
   // from); null: all.
   const std::vector<uint32_t>* rows = nullptr;
   RetrievalCounts* counts = nullptr;  // added to
+  // Made for the table, on the stream of this search; exact and pruned searches that it holds are
+  // replayed. Null: none is.
+  RetrievalGraphs* graphs = nullptr;
   // Another stream and communicator than the table's, so that several threads of one rank may
   // search at the same time; null: the table's.
   const RetrievalGroup* group = nullptr;
