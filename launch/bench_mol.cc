@@ -129,7 +129,7 @@ class MolBench {
                          counts = {};
                          ASSIGN_OR_RETURN(answers,
                                           SearchTable(table, queries, how, {.counts = &counts}));
-                         return absl::OkStatus();
+                         return FirstFailure(answers);
                        }));
       ASSIGN_OR_RETURN(const Ceilings after, SumOfCeilings());
       if (exact.empty()) exact = answers;

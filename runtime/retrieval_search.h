@@ -57,6 +57,14 @@ struct RetrievalAnswer {
   bool exact = false;  // proven to be the k best
 };
 
+// The status of the first query that failed; OK where none did.
+inline absl::Status FirstFailure(const std::vector<RetrievalAnswer>& answers) {
+  for (const RetrievalAnswer& answer : answers) {
+    if (!answer.status.ok()) return answer.status;
+  }
+  return absl::OkStatus();
+}
+
 struct RetrievalCounts {
   MolScanCounts scan;          // of this rank
   int64_t rescanned = 0;       // queries that exact_or_certified searched again
