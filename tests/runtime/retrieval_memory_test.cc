@@ -5,6 +5,7 @@
 
 #include "models/mol_model.h"
 #include "parallel/communicator.h"
+#include "runtime/retrieval_graphs.h"
 #include "runtime/retrieval_search.h"
 #include "tests/retrieval_files.h"
 #include "tests/runtime/failing_device.h"
@@ -288,6 +289,26 @@ TEST_F(RetrievalDeviceMemoryTest, AQueryThatDoesNotFitFailsAlone) {
   EXPECT_GE(place_.device->allocated_bytes(), warm);
   queries[1].exclude_ids.clear();
   EXPECT_TRUE(SearchTable(*table, queries, options).value()[1].status.ok());
+}
+
+// Nothing that a replay needs is read where the host cannot read it, or taken when it runs.
+TEST_F(RetrievalDeviceMemoryTest, ReplayedSearchesTakeNothingOfTheKernels) {
+  const auto table = place_.Table().value();
+  ASSERT_TRUE(table->Upsert(SomeItems(0, kItems, 1)).ok());
+  const RetrievalOptions options = AllOptions()[1];
+  const std::vector<RetrievalAnswer> eager = SearchTable(*table, SomeQueries(), options).value();
+  const auto graphs =
+      RetrievalGraphs::Create(*table, place_.group, {.k = options.k, .batches = {4}}).value();
+  table->search_memory().Take(*place_.device, 0).value();  // and lets it go
+  const int64_t made = place_.device->allocated_bytes();
+  const std::vector<RetrievalAnswer> replayed =
+      SearchTable(*table, SomeQueries(), options, {.graphs = graphs.get()}).value();
+  EXPECT_EQ(graphs->stats().replays, 1);
+  EXPECT_LT(place_.device->allocated_bytes() - made, graphs->bytes());
+  for (size_t i = 0; i < eager.size(); ++i) {
+    EXPECT_EQ(replayed[i].ids, eager[i].ids);
+    EXPECT_EQ(replayed[i].scores, eager[i].scores);
+  }
 }
 
 #else
