@@ -97,6 +97,8 @@ inline constexpr DType kDTypeOf<int32_t> = DType::kI32;
 template <>
 inline constexpr DType kDTypeOf<int64_t> = DType::kI64;
 template <>
+inline constexpr DType kDTypeOf<uint64_t> = DType::kI64;  // moved, never computed with
+template <>
 inline constexpr DType kDTypeOf<double> = DType::kF64;
 
 }  // namespace trireme

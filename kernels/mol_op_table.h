@@ -12,6 +12,7 @@ struct MolOpTable {
   decltype(&GeluAndMul) gelu_and_mul;
   decltype(&L2Normalize) l2_normalize;
   decltype(&MolStore) store;
+  decltype(&MolWorkspaceBytes) workspace_bytes;
   decltype(&MolSearch) search;
   decltype(&MolAverageTopK) average_topk;
   decltype(&MolLogitTopK) logit_topk;

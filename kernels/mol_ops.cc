@@ -37,7 +37,8 @@ void CheckTable(const MolTableView& table) {
   CHECK_EQ(table.slots % kMolBlockRows, 0) << "slots";
   CHECK(table.slots < INT32_MAX) << table.slots << " slots";
   CHECK(table.slots == 0 || (table.components != nullptr && table.gates != nullptr));
-  CHECK(table.storage != MolStorage::kInt8 || table.slots == 0 || table.scales != nullptr);
+  CHECK(table.storage != MolStorage::kInt8 || table.slots == 0 ||
+        (table.scales != nullptr && table.gate_scales != nullptr));
 }
 
 void CheckQueries(const MolShape& shape, const MolQueries& queries) {
@@ -70,6 +71,19 @@ void CheckTopK(const MolTopK& topk, int64_t lists) {
   CheckTensor(topk.slots, {lists, k}, DType::kI32, "slots");
 }
 
+// `size`: op and items alone.
+void CheckWorkspace(const Stream& stream, const MolShape& shape, MolScanSize size,
+                    const MolQueries& queries, const MolTableView& table, const MolTopK& topk,
+                    const TensorView& workspace) {
+  size.storage = table.storage;
+  size.batch = queries.components.dim(0);
+  size.k = topk.keys.dim(1);
+  const int64_t bytes = MolWorkspaceBytes(stream, shape, size);
+  if (bytes == 0) return;
+  CHECK(workspace.contiguous() && workspace.bytes() >= bytes)
+      << "the workspace has " << workspace.bytes() << " bytes, needs " << bytes;
+}
+
 int64_t ElementBytes(MolStorage storage) {
   return storage == MolStorage::kF32 ? 4 : storage == MolStorage::kBF16 ? 2 : 1;
 }
@@ -85,10 +99,9 @@ absl::Status RequireMol(const Stream& stream) {
 
 int64_t MolSlotBytes(const MolShape& shape, MolStorage storage, bool means) {
   const int64_t vectors = shape.item_components + (means ? 1 : 0);
-  const int64_t gate_bytes = storage == MolStorage::kF32 ? 4 : 2;
   const int64_t scale_bytes = storage == MolStorage::kInt8 ? 2 : 0;
-  return vectors * (shape.component_dim * ElementBytes(storage) + scale_bytes) +
-         shape.gate_width() * gate_bytes;
+  return (vectors * shape.component_dim + shape.gate_width()) * ElementBytes(storage) +
+         (vectors + 1) * scale_bytes;
 }
 
 absl::StatusOr<std::unique_ptr<MolGateWeights>> PackMolGate(Stream& stream, const MolShape& shape,
@@ -140,44 +153,60 @@ void MolStore(Stream& stream, const MolShape& shape, ConstTensorView components,
   Ops(stream).store(stream, shape, components, gates, slots, table);
 }
 
+int64_t MolWorkspaceBytes(const Stream& stream, const MolShape& shape, const MolScanSize& size) {
+  CheckShape(shape);
+  CHECK(size.batch >= 0 && size.items >= 0 && size.k >= 1 && size.k <= kMolMaxK);
+  return Ops(stream).workspace_bytes(stream, shape, size);
+}
+
 void MolSearch(Stream& stream, const MolGateWeights& gate, const MolQueries& queries,
                const MolTableView& table, const MolAllowed& allowed, bool prune,
-               const MolTopK& topk, MolScanCounts* counts) {
+               const MolTopK& topk, TensorView workspace, MolScanCounts* counts) {
   CheckTable(table);
   CheckQueries(gate.shape, queries);
   CheckAllowed(allowed, queries.components.dim(0), table);
   CheckTopK(topk, queries.components.dim(0));
-  Ops(stream).search(stream, gate, queries, table, allowed, prune, topk, counts);
+  CheckWorkspace(stream, gate.shape, {.op = MolScanOp::kSearch, .items = table.slots}, queries,
+                 table, topk, workspace);
+  Ops(stream).search(stream, gate, queries, table, allowed, prune, topk, workspace, counts);
 }
 
 void MolAverageTopK(Stream& stream, const MolShape& shape, const MolQueries& queries,
                     const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                    MolScanCounts* counts) {
+                    TensorView workspace, MolScanCounts* counts) {
   CheckTable(table);
   CheckQueries(shape, queries);
   CheckAllowed(allowed, queries.components.dim(0), table);
   CheckTopK(topk, queries.components.dim(0));
-  Ops(stream).average_topk(stream, shape, queries, table, allowed, topk, counts);
+  CheckWorkspace(stream, shape, {.op = MolScanOp::kAverage, .items = table.slots}, queries, table,
+                 topk, workspace);
+  Ops(stream).average_topk(stream, shape, queries, table, allowed, topk, workspace, counts);
 }
 
 void MolLogitTopK(Stream& stream, const MolShape& shape, const MolQueries& queries,
                   const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                  MolScanCounts* counts) {
+                  TensorView workspace, MolScanCounts* counts) {
   CheckTable(table);
   CheckQueries(shape, queries);
   CheckAllowed(allowed, queries.components.dim(0), table);
   CheckTopK(topk, queries.components.dim(0) * shape.logits());
-  Ops(stream).logit_topk(stream, shape, queries, table, allowed, topk, counts);
+  CheckWorkspace(stream, shape, {.op = MolScanOp::kLogits, .items = table.slots}, queries, table,
+                 topk, workspace);
+  Ops(stream).logit_topk(stream, shape, queries, table, allowed, topk, workspace, counts);
 }
 
 void MolRescore(Stream& stream, const MolGateWeights& gate, const MolQueries& queries,
                 const MolTableView& table, ConstTensorView candidates_begin,
-                ConstTensorView candidates, const MolTopK& topk, MolScanCounts* counts) {
+                ConstTensorView candidates, const MolTopK& topk, TensorView workspace,
+                MolScanCounts* counts) {
   CheckTable(table);
   CheckQueries(gate.shape, queries);
   CheckLists(candidates_begin, candidates, queries.components.dim(0), "candidates");
   CheckTopK(topk, queries.components.dim(0));
-  Ops(stream).rescore(stream, gate, queries, table, candidates_begin, candidates, topk, counts);
+  CheckWorkspace(stream, gate.shape, {.op = MolScanOp::kRescore, .items = candidates.dim(0)},
+                 queries, table, topk, workspace);
+  Ops(stream).rescore(stream, gate, queries, table, candidates_begin, candidates, topk, workspace,
+                      counts);
 }
 
 OpCost MolScoreCost(const MolShape& shape, MolStorage storage, int64_t items, int64_t pairs) {

@@ -27,8 +27,8 @@ namespace trireme {
 
 enum class MolPairing : uint8_t { kAll, kDiagonal };
 enum class MolGating : uint8_t { kGluSilu, kConcatRelu };
-// How item components are held. kInt8: one bf16 scale a vector. Item gates are f32 with kF32, else
-// bf16.
+// How item components are held. kInt8: one bf16 scale a vector. An item's gate is held as its
+// components are, as one vector more.
 enum class MolStorage : uint8_t { kF32, kBF16, kInt8 };
 
 // Items lie in blocks of this many slots, slot by slot in neighbouring lanes.
@@ -75,7 +75,8 @@ struct MolTableView {
   int64_t slots = 0;
   void* components = nullptr;   // [slots / 32, Px, d, 32]
   BF16* scales = nullptr;       // [slots / 32, Px, 32]; kInt8 alone
-  void* gates = nullptr;        // [slots / 32, G, 32]; f32 with kF32, else bf16
+  void* gates = nullptr;        // [slots / 32, G, 32]
+  BF16* gate_scales = nullptr;  // [slots / 32, 32]; kInt8 alone
   void* means = nullptr;        // [slots / 32, d, 32] mean component, or none
   BF16* mean_scales = nullptr;  // [slots / 32, 32]; kInt8 alone
   // Place of each slot's item in the table's total order: ties go to the smaller one. [slots]
@@ -113,6 +114,21 @@ struct MolScanCounts {
   int64_t gated = 0;       // of them those that went through the gate
   int64_t not_finite = 0;  // scores that came out NaN or infinite; never answered
 };
+
+// What a scan op works in besides its arguments and results is its workspace: bytes of the stream's
+// device that the caller brings, aligned to 256, with contents that are nobody's. It may be used
+// again by what is enqueued next. A backend whose device memory is the host's heap (the CPU) needs
+// none and works there; so the scan ops take no memory of a device.
+enum class MolScanOp : uint8_t { kSearch, kAverage, kLogits, kRescore };
+struct MolScanSize {
+  MolScanOp op = MolScanOp::kSearch;
+  MolStorage storage = MolStorage::kF32;
+  int64_t batch = 0;
+  int64_t items = 0;  // slots of the table; kRescore: candidates of all queries
+  int64_t k = 0;
+};
+// What suffices for some number of items suffices for fewer.
+int64_t MolWorkspaceBytes(const Stream& stream, const MolShape& shape, const MolScanSize& size);
 
 inline uint64_t MolKey(float score, uint32_t order) {
   const uint32_t bits = std::bit_cast<uint32_t>(score + 0.0f);  // -0 becomes +0
@@ -152,23 +168,24 @@ void MolStore(Stream& stream, const MolShape& shape, ConstTensorView components,
 // The [B, N] scores are never stored. topk [B, k].
 void MolSearch(Stream& stream, const MolGateWeights& gate, const MolQueries& queries,
                const MolTableView& table, const MolAllowed& allowed, bool prune,
-               const MolTopK& topk, MolScanCounts* counts);
+               const MolTopK& topk, TensorView workspace, MolScanCounts* counts);
 
 // First stages. Average: the k largest <sum of the query's components, mean of the item's> / Pq;
 // from the table's means, or where it has none from the components. topk [B, k].
 void MolAverageTopK(Stream& stream, const MolShape& shape, const MolQueries& queries,
                     const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                    MolScanCounts* counts);
+                    TensorView workspace, MolScanCounts* counts);
 // Per embedding: for each of the L logits the k items with the largest. topk [B * L, k].
 void MolLogitTopK(Stream& stream, const MolShape& shape, const MolQueries& queries,
                   const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                  MolScanCounts* counts);
+                  TensorView workspace, MolScanCounts* counts);
 
 // Second stage: the k best scores among each query's candidates, [B + 1] i32 and [C] i32 slots,
 // ascending in each query's range, allowed ones only. topk [B, k].
 void MolRescore(Stream& stream, const MolGateWeights& gate, const MolQueries& queries,
                 const MolTableView& table, ConstTensorView candidates_begin,
-                ConstTensorView candidates, const MolTopK& topk, MolScanCounts* counts);
+                ConstTensorView candidates, const MolTopK& topk, TensorView workspace,
+                MolScanCounts* counts);
 
 // What scoring `pairs` pairs over `items` items read once must do and move.
 OpCost MolScoreCost(const MolShape& shape, MolStorage storage, int64_t items, int64_t pairs);

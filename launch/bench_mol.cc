@@ -129,7 +129,7 @@ class MolBench {
                          counts = {};
                          ASSIGN_OR_RETURN(answers,
                                           SearchTable(table, queries, how, {.counts = &counts}));
-                         return absl::OkStatus();
+                         return FirstFailure(answers);
                        }));
       ASSIGN_OR_RETURN(const Ceilings after, SumOfCeilings());
       if (exact.empty()) exact = answers;
@@ -194,6 +194,9 @@ class MolBench {
     const Shape gate_shape = {batch, shape.gate_width()};
     const Shape mask_shape = {1, table.shard().mask_words()}, key_shape = {batch, k};
     const bool host_memory = stream.device().spec().host_memory;
+    const MolTableView view = table.shard().view();
+    const int64_t workspace_bytes =
+        MolWorkspaceBytes(stream, shape, {MolScanOp::kAverage, view.storage, batch, view.slots, k});
     ASSIGN_OR_RETURN(
         Arena memory,
         Arena::Create(stream.device(), Arena::Footprint(DType::kF32, component_shape) +
@@ -201,7 +204,8 @@ class MolBench {
                                            ArgumentBytes(host_memory, DType::kI32, mask_shape) +
                                            ArgumentBytes(host_memory, DType::kI32, {batch}) +
                                            ArgumentBytes(host_memory, DType::kI64, key_shape) +
-                                           ArgumentBytes(host_memory, DType::kI32, key_shape)));
+                                           ArgumentBytes(host_memory, DType::kI32, key_shape) +
+                                           Arena::Footprint(DType::kU8, {workspace_bytes})));
     const TensorView components = memory.Allocate(DType::kF32, component_shape);
     const TensorView gates = memory.Allocate(DType::kF32, gate_shape);
     for (int64_t b = 0; b < batch; ++b) {
@@ -220,9 +224,10 @@ class MolBench {
     const OpOutput<uint64_t> key_output(stream, memory, keys.data(), DType::kI64, key_shape);
     const OpOutput<int32_t> slot_output(stream, memory, slots.data(), DType::kI32, key_shape);
     const MolTopK topk{key_output.view(), slot_output.view()};
+    const TensorView workspace = memory.Allocate(DType::kU8, {workspace_bytes});
     ASSIGN_OR_RETURN(const double seconds, Time([&] {
-                       MolAverageTopK(stream, shape, {components, gates}, table.shard().view(),
-                                      allowed, topk, nullptr);
+                       MolAverageTopK(stream, shape, {components, gates}, view, allowed, topk,
+                                      workspace, nullptr);
                        return stream.Synchronize();
                      }));
     (*out)["dot_product_ms"] = seconds * 1e3;

@@ -14,6 +14,7 @@
 #include "launch/command_flags.h"
 #include "launch/session.h"
 #include "models/json_file.h"
+#include "runtime/retrieval_graphs.h"
 #include "runtime/wire.h"
 
 namespace trireme {
@@ -111,7 +112,8 @@ class Retriever {
     ASSIGN_OR_RETURN(table_, job->Table(flags_.retrieval));
     RETURN_IF_ERROR(BroadcastInput());
     if (control_.rank() == 0) ReportTable();
-    RETURN_IF_ERROR(Search());
+    ASSIGN_OR_RETURN(const std::unique_ptr<RetrievalGraphs> graphs, Graphs(job->group()));
+    RETURN_IF_ERROR(Search(graphs.get()));
     if (!flags_.save_snapshot.empty()) RETURN_IF_ERROR(table_->SaveSnapshot(flags_.save_snapshot));
     return control_.Agree(control_.rank() == 0 ? Finish() : absl::OkStatus());
   }
@@ -170,8 +172,28 @@ class Retriever {
     }
   }
 
-  absl::Status Search() {
+  // Worth it where many batches follow: a capture runs its search four times.
+  absl::StatusOr<std::unique_ptr<RetrievalGraphs>> Graphs(const RetrievalGroup& group) const {
+    constexpr int64_t kManyBatches = 16;
+    RetrievalGraphOptions options;
+    options.k = options_.k;
+    options.modes = {options_.mode};
+    options.batches = {std::min(flags_.batch_size, kMaxScanQueries)};
+    if (flags_.no_graphs) {
+      options.never = EagerReason::kOff;
+    } else if (options_.mode == RetrievalMode::kTwoStage || options_.k == 0 ||
+               static_cast<int64_t>(queries_.size()) < kManyBatches * options.batches[0]) {
+      options.never = EagerReason::kNotCaptured;
+    }
+    if (control_.rank() == 0) {
+      options.warn = [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); };
+    }
+    return RetrievalGraphs::Create(*table_, group, options);
+  }
+
+  absl::Status Search(RetrievalGraphs* graphs) {
     RetrievalContext context;
+    context.graphs = graphs;
     if (!flags_.filter_rows.empty()) context.rows = &rows_;
     for (size_t first = 0; first < queries_.size(); first += flags_.batch_size) {
       const size_t end = std::min<size_t>(queries_.size(), first + flags_.batch_size);
@@ -280,6 +302,8 @@ void AddRetrieve(CLI::App& app, RetrieveFlags* flags, JobFlags* job) {
   command->add_option("--batch-size", flags->batch_size, "Queries searched together")
       ->capture_default_str()
       ->check(CLI::Range(int64_t{1}, int64_t{65536}));
+  command->add_flag("--no-graphs", flags->no_graphs,
+                    "Enqueue every search anew instead of replaying a CUDA graph of it");
   command->add_option("--out", flags->out,
                       "X.jsonl, or X.npy for ids and X.scores.npy (default: JSON lines on stdout)");
   command->add_option("--save-snapshot", flags->save_snapshot,

@@ -32,6 +32,7 @@ struct RetrieveFlags {
   std::vector<std::string> filters;  // --filter, ANDed
   std::string filter_rows;
   int64_t batch_size = 32;
+  bool no_graphs = false;
 };
 void AddRetrieve(CLI::App& app, RetrieveFlags* flags, JobFlags* job);
 absl::Status RunRetrieve(ControlPlane& control, const RetrieveFlags& flags);

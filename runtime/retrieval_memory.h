@@ -75,7 +75,8 @@ class ArenaScope {
 // same time, each as large as the largest it was needed for. Any thread.
 class ArenaPool {
  public:
-  // At least `bytes`, empty. ResourceExhausted when it must grow and the device lacks the memory.
+  // At least `bytes`, empty. ResourceExhausted when it must grow and the device lacks the memory;
+  // then what was there stays, for those that it suffices for.
   absl::StatusOr<Arena> Take(Device& device, size_t bytes) {
     Arena arena;
     {
@@ -86,8 +87,13 @@ class ArenaPool {
       }
     }
     if (arena.capacity() >= bytes) return arena;
+    const size_t before = arena.capacity();
     arena = Arena();  // first gives back what it had
-    return Arena::Create(device, bytes);
+    absl::StatusOr<Arena> grown = Arena::Create(device, bytes);
+    if (grown.ok() || before == 0) return grown;
+    if (absl::StatusOr<Arena> again = Arena::Create(device, before); again.ok())
+      Give(*std::move(again));
+    return grown;
   }
   void Give(Arena arena) {
     if (arena.capacity() == 0) return;

@@ -110,7 +110,9 @@ void RetrievalService::Search(std::vector<RetrievalRequest> requests) {
     queries.push_back(std::move(request.query));
   }
   Tell(out.Take());
-  auto answers = SearchTable(*tables_[requests[0].table], queries, requests[0].options);
+  const int table = requests[0].table;
+  auto answers =
+      SearchTable(*tables_[table], queries, requests[0].options, {.graphs = graphs_[table]});
   for (size_t i = 0; i < requests.size(); ++i) {
     RetrievalAnswer answer;
     if (answers.ok()) {
@@ -158,12 +160,13 @@ void RetrievalService::Follow() {
     ByteReader in(bytes);
     const auto command = in.Get<Command>();
     if (command == Command::kFinish) return;
-    RetrievalTable& table = *tables_[in.Get<int>()];
+    const int number = in.Get<int>();
+    RetrievalTable& table = *tables_[number];
     if (command == Command::kSearch) {
       const auto options = in.Get<RetrievalOptions>();
       std::vector<RetrievalQuery> queries(in.Get<uint64_t>());
       for (RetrievalQuery& query : queries) query = GetQuery(in);
-      (void)SearchTable(table, queries, options);
+      (void)SearchTable(table, queries, options, {.graphs = graphs_[number]});
     } else if (command == Command::kUpsert) {
       RetrievalItems items;
       items.ids = in.GetVector<int64_t>();

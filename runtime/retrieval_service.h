@@ -24,8 +24,10 @@ class RetrievalService {
       : group_(group), batcher_(options) {}
 
   // On every rank, in the same order, before anything is submitted. Gives the table's number.
-  int AddTable(RetrievalTable* table) {
+  // `graphs`: of the table, on the group's stream; may be null.
+  int AddTable(RetrievalTable* table, RetrievalGraphs* graphs = nullptr) {
     tables_.push_back(table);
+    graphs_.push_back(graphs);
     return static_cast<int>(tables_.size()) - 1;
   }
 
@@ -53,6 +55,7 @@ class RetrievalService {
 
   const RetrievalGroup group_;
   std::vector<RetrievalTable*> tables_;
+  std::vector<RetrievalGraphs*> graphs_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   RetrievalBatcher batcher_;  // by mutex_, as the next two

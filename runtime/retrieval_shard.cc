@@ -125,12 +125,12 @@ absl::Status ItemShard::AllocateMemory(Device& device) {
   const int64_t element = ElementBytes(options_.storage);
   const bool scaled = options_.storage == MolStorage::kInt8;
   const int64_t vectors = slots_ * shape.item_components;
-  const int64_t gate_bytes = options_.storage == MolStorage::kF32 ? 4 : 2;
   ASSIGN_OR_RETURN(components_, device.Allocate(vectors * shape.component_dim * element));
-  ASSIGN_OR_RETURN(gates_, device.Allocate(slots_ * shape.gate_width() * gate_bytes));
+  ASSIGN_OR_RETURN(gates_, device.Allocate(slots_ * shape.gate_width() * element));
   ASSIGN_OR_RETURN(order_memory_, device.Allocate(slots_ * sizeof(uint32_t)));
   if (scaled) {
     ASSIGN_OR_RETURN(scales_, device.Allocate(vectors * sizeof(BF16)));
+    ASSIGN_OR_RETURN(gate_scales_, device.Allocate(slots_ * sizeof(BF16)));
   }
   if (options_.means) {
     ASSIGN_OR_RETURN(means_, device.Allocate(slots_ * shape.component_dim * element));
@@ -159,6 +159,7 @@ MolTableView ItemShard::view() const {
           .components = components_.data(),
           .scales = static_cast<BF16*>(scales_.data()),
           .gates = gates_.data(),
+          .gate_scales = static_cast<BF16*>(gate_scales_.data()),
           .means = means_.data(),
           .mean_scales = static_cast<BF16*>(mean_scales_.data()),
           .order = static_cast<uint32_t*>(order_memory_.data())};
@@ -319,14 +320,14 @@ ItemShard::BlockWindow::BlockWindow(const ItemShard& shard, Stream& stream)
     : shard_(shard), stream_(stream) {
   const MolShape& shape = shard.model_.shape();
   const int64_t element = ElementBytes(shard.options_.storage);
-  const int64_t gate_element = shard.options_.storage == MolStorage::kF32 ? 4 : 2;
   const auto add = [&](const Buffer& buffer, int64_t count, int64_t bytes) {
     if (buffer.data() == nullptr) return;
     parts_.push_back({static_cast<char*>(buffer.data()), count, bytes, nullptr});
   };
   add(shard.components_, shape.item_components * shape.component_dim, element);
   add(shard.scales_, shape.item_components, 2);
-  add(shard.gates_, shape.gate_width(), gate_element);
+  add(shard.gates_, shape.gate_width(), element);
+  add(shard.gate_scales_, 1, 2);
   add(shard.means_, shape.component_dim, element);
   add(shard.mean_scales_, 1, 2);
   if (stream.device().spec().host_memory) return;

@@ -154,7 +154,7 @@ class ItemShard {
   const ItemShardOptions options_;
   const ItemShardBytes bytes_;
   int64_t slots_ = 0;  // capacity, rounded up to whole blocks
-  Buffer components_, scales_, gates_, means_, mean_scales_, order_memory_;
+  Buffer components_, scales_, gates_, gate_scales_, means_, mean_scales_, order_memory_;
   std::vector<uint32_t> host_order_;  // where the host cannot read the device's
   uint32_t* order_ = nullptr;         // the host's view
   std::vector<int64_t> ids_;

@@ -26,7 +26,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int64_t kChunkRows = 1024, kChecksumBytes = 8;
-constexpr int kVersion = 1;
+// Rows of version 1 are the same, but those of int8, which had gates in bf16.
+constexpr int kVersion = 2;
 constexpr int64_t kMaxManifestBytes = 16 << 20;
 constexpr char kManifest[] = "table.json";
 
@@ -79,6 +80,7 @@ struct ShardFile {
 
 // table.json as fields.
 struct Manifest {
+  int version = kVersion;
   int64_t generation = 0;
   std::string model, storage;
   bool means = false;
@@ -94,7 +96,7 @@ struct Manifest {
   std::string Text() const {
     Json out;
     out["format"] = "trireme-retrieval-table";
-    out["version"] = kVersion;
+    out["version"] = version;
     out["generation"] = generation;
     out["model"] = model;
     out["storage"] = storage;
@@ -120,14 +122,15 @@ absl::StatusOr<Manifest> ParseManifest(const std::string& text, const std::strin
   if (object.value("format", nlohmann::json()) != "trireme-retrieval-table")
     return absl::InvalidArgumentError(path + ": is no snapshot of a retrieval table");
   if (const nlohmann::json version = object.value("version", nlohmann::json());
-      version != kVersion) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": has version ", version.dump(),
-                                                   "; this program reads version ", kVersion));
+      version != 1 && version != kVersion) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ": has version ", version.dump(), "; this program reads versions 1 to ", kVersion));
   }
   Manifest manifest;
   const absl::Status corrupt =
       absl::DataLossError(path + ": is corrupt: its checksum does not fit what it says");
   try {
+    manifest.version = object.at("version").get<int>();
     manifest.generation = object.at("generation").get<int64_t>();
     manifest.model = object.at("model").get<std::string>();
     manifest.storage = object.at("storage").get<std::string>();
@@ -150,7 +153,14 @@ absl::StatusOr<Manifest> ParseManifest(const std::string& text, const std::strin
     sound = sound && shard.rows >= 0 && shard.rows <= manifest.capacity &&
             shard.name.find('/') == std::string::npos;
   }
-  return sound && manifest.Text() == text ? absl::StatusOr<Manifest>(manifest) : corrupt;
+  if (!sound || manifest.Text() != text) return corrupt;
+  if (manifest.version == 1 && manifest.storage == StorageName(MolStorage::kInt8)) {
+    return absl::InvalidArgumentError(
+        path +
+        ": has version 1, whose int8 rows this program does not read; build the table from "
+        "its items and save it again");
+  }
+  return manifest;
 }
 
 absl::StatusOr<Manifest> ReadManifest(const std::string& dir) {

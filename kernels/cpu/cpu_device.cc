@@ -67,6 +67,7 @@ constexpr MolOpTable kMolOps = {
     .gelu_and_mul = GeluAndMul,
     .l2_normalize = L2Normalize,
     .store = MolStore,
+    .workspace_bytes = MolWorkspaceBytes,
     .search = MolSearch,
     .average_topk = MolAverageTopK,
     .logit_topk = MolLogitTopK,

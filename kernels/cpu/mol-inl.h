@@ -236,15 +236,22 @@ TRIREME_INLINE void Layer(const MolGateLayer& layer, const float* in, F&& finish
   }
 }
 
+// Gate value g of the items in the lanes of vector v, held as G.
+template <typename G>
+TRIREME_INLINE F32 ItemGate(const MolGateArgs& args, int64_t g, int64_t v) {
+  F32 x = Load(static_cast<const G*>(args.item_gate) + g * kMolLanes + v * kLanes);
+  if constexpr (sizeof(G) == 1) x *= Load(args.item_gate_scales + v * kLanes);
+  return x;
+}
+
 // hidden [H, 32]: what the output layer works on.
 template <typename G>
-TRIREME_INLINE const float* HiddenUnits(const MolGateArgs& args, const G* item_gate,
-                                        float* hidden) {
+TRIREME_INLINE const float* HiddenUnits(const MolGateArgs& args, float* hidden) {
   if (args.concat) {
     for (int64_t h = 0; h < args.output.inputs; ++h) {
       for (int v = 0; v < kMolVectorsPerBlock; ++v) {
         const int64_t at = h * kMolLanes + v * kLanes;
-        Store(hidden + at, Larger(Load(item_gate + at) + args.query_gate[h], F32{}));
+        Store(hidden + at, Larger(ItemGate<G>(args, h, v) + args.query_gate[h], F32{}));
       }
     }
     return hidden;
@@ -259,13 +266,12 @@ TRIREME_INLINE const float* HiddenUnits(const MolGateArgs& args, const G* item_g
 // weights [L, 32]: what the softmax is taken of.
 template <typename G>
 [[gnu::noinline]] void GateWeights(const MolGateArgs& args, float* hidden, float* weights) {
-  const G* item_gate = static_cast<const G*>(args.item_gate);
-  const float* in = HiddenUnits(args, item_gate, hidden);
+  const float* in = HiddenUnits<G>(args, hidden);
   const int64_t logits = args.output.outputs;
   Layer(args.output, in, [&](int64_t l, int64_t v, F32 sum) TRIREME_INLINE_LAMBDA {
     const int64_t at = l * kMolLanes + v * kLanes;
     if (!args.concat && l < logits) {
-      sum = SiluOf(MulAdd(Splat(args.query_gate[l]), Load(item_gate + at), sum));
+      sum = SiluOf(MulAdd(Splat(args.query_gate[l]), ItemGate<G>(args, l, v), sum));
     }
     Store(weights + at, sum);
   });
@@ -275,11 +281,8 @@ inline void MolGate(const MolGateArgs& args) {
   const int64_t logits = args.output.outputs;
   float* weights = args.scratch;
   float* hidden = weights + (logits + kMolGateTile) * kMolLanes;
-  if (args.item_gate_bf16) {
-    GateWeights<BF16>(args, hidden, weights);
-  } else {
-    GateWeights<float>(args, hidden, weights);
-  }
+  DispatchMolElement(args.item_gate_element,
+                     [&](auto zero) { GateWeights<decltype(zero)>(args, hidden, weights); });
   for (int v = 0; v < kMolVectorsPerBlock; ++v) {
     const float* w = weights + v * kLanes;
     const float* s = args.logits + v * kLanes;

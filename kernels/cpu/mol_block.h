@@ -36,13 +36,14 @@ struct MolGateLayer {
 
 struct MolGateArgs {
   const float* logits = nullptr;    // [L, 32]
-  const void* item_gate = nullptr;  // [G, 32], f32 or bf16
-  bool item_gate_bf16 = false;
-  const float* query_gate = nullptr;  // [G]
-  MolGateLayer hidden, output;        // hidden.outputs 0: output works on the logits
-  bool concat = false;                // kConcatRelu
-  float* scratch = nullptr;           // MolGateScratchFloats(L, H)
-  float* scores = nullptr;            // out: [32]
+  const void* item_gate = nullptr;  // [G, 32]
+  MolElement item_gate_element = MolElement::kF32;
+  const BF16* item_gate_scales = nullptr;  // [32], of kInt8
+  const float* query_gate = nullptr;       // [G]
+  MolGateLayer hidden, output;             // hidden.outputs 0: output works on the logits
+  bool concat = false;                     // kConcatRelu
+  float* scratch = nullptr;                // MolGateScratchFloats(L, H)
+  float* scores = nullptr;                 // out: [32]
 };
 
 inline int64_t MolGateScratchFloats(int64_t logits, int64_t hidden) {

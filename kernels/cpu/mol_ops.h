@@ -38,17 +38,19 @@ void GeluAndMul(Stream&, ConstTensorView gate_up, TensorView out);
 void L2Normalize(Stream&, TensorView x, int64_t dim, float eps);
 void MolStore(Stream&, const MolShape& shape, ConstTensorView components, ConstTensorView gates,
               ConstTensorView slots, const MolTableView& table);
+int64_t MolWorkspaceBytes(const Stream&, const MolShape& shape, const MolScanSize& size);
 void MolSearch(Stream&, const MolGateWeights& gate, const MolQueries& queries,
                const MolTableView& table, const MolAllowed& allowed, bool prune,
-               const MolTopK& topk, MolScanCounts* counts);
+               const MolTopK& topk, TensorView workspace, MolScanCounts* counts);
 void MolAverageTopK(Stream&, const MolShape& shape, const MolQueries& queries,
                     const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                    MolScanCounts* counts);
+                    TensorView workspace, MolScanCounts* counts);
 void MolLogitTopK(Stream&, const MolShape& shape, const MolQueries& queries,
                   const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                  MolScanCounts* counts);
+                  TensorView workspace, MolScanCounts* counts);
 void MolRescore(Stream&, const MolGateWeights& gate, const MolQueries& queries,
                 const MolTableView& table, ConstTensorView candidates_begin,
-                ConstTensorView candidates, const MolTopK& topk, MolScanCounts* counts);
+                ConstTensorView candidates, const MolTopK& topk, TensorView workspace,
+                MolScanCounts* counts);
 
 }  // namespace trireme::cpu

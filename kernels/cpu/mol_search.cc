@@ -126,7 +126,13 @@ class PairScorer {
     mask &= BestIsa().mol_logits(args);
     if (mask == 0) return;
     if (mask == kAllLanes) {
-      Gate(q, logits_.data(), GatesOf(block), table_.storage != MolStorage::kF32);
+      MolGateArgs args;
+      args.item_gate = GatesOf(block);
+      args.item_gate_element = ElementOf(table_.storage);
+      if (table_.gate_scales != nullptr) {
+        args.item_gate_scales = table_.gate_scales + block * kMolLanes;
+      }
+      Gate(q, logits_.data(), args);
       for (int64_t i = 0; i < kMolLanes; ++i) Push(q, block * kMolLanes + i, scores_[i], floor);
       return;
     }
@@ -137,7 +143,9 @@ class PairScorer {
   void Flush(int64_t q, SharedFloor* floor) {
     Survivors& kept = survivors_[q];
     if (kept.count == 0) return;
-    Gate(q, kept.logits.data(), kept.gates.data(), false);
+    MolGateArgs args;
+    args.item_gate = kept.gates.data();
+    Gate(q, kept.logits.data(), args);
     for (int64_t i = 0; i < kept.count; ++i) Push(q, kept.slots[i], scores_[i], floor);
     kept.count = 0;
   }
@@ -154,9 +162,17 @@ class PairScorer {
   };
 
   const void* GatesOf(int64_t block) const {
-    const int64_t at = block * shape_.gate_width() * kMolLanes;
-    if (table_.storage == MolStorage::kF32) return static_cast<const float*>(table_.gates) + at;
-    return static_cast<const BF16*>(table_.gates) + at;
+    return static_cast<const char*>(table_.gates) +
+           block * shape_.gate_width() * kMolLanes * ElementBytes(table_.storage);
+  }
+  // As the gate's loops take it.
+  float GateValue(int64_t block, int64_t g, int64_t lane) const {
+    const void* gates = GatesOf(block);
+    const int64_t at = g * kMolLanes + lane;
+    if (table_.storage == MolStorage::kF32) return static_cast<const float*>(gates)[at];
+    if (table_.storage == MolStorage::kBF16) return ToFloat(static_cast<const BF16*>(gates)[at]);
+    return static_cast<float>(static_cast<const int8_t*>(gates)[at]) *
+           ToFloat(table_.gate_scales[block * kMolLanes + lane]);
   }
 
   void Keep(int64_t q, int64_t block, int64_t lane, SharedFloor* floor) {
@@ -171,22 +187,14 @@ class PairScorer {
       logits[l * kMolLanes] = logits_[l * kMolLanes + lane];
     }
     float* gates = kept.gates.data() + kept.count;
-    const void* from = GatesOf(block);
-    for (int64_t g = 0; g < width; ++g) {
-      const int64_t at = g * kMolLanes + lane;
-      gates[g * kMolLanes] = table_.storage == MolStorage::kF32
-                                 ? static_cast<const float*>(from)[at]
-                                 : ToFloat(static_cast<const BF16*>(from)[at]);
-    }
+    for (int64_t g = 0; g < width; ++g) gates[g * kMolLanes] = GateValue(block, g, lane);
     kept.slots[kept.count++] = block * kMolLanes + lane;
     if (kept.count == kMolLanes) Flush(q, floor);
   }
 
-  void Gate(int64_t q, const float* logits, const void* gates, bool bf16) {
-    MolGateArgs args;
+  // `args`: the items' gates alone.
+  void Gate(int64_t q, const float* logits, MolGateArgs args) {
     args.logits = logits;
-    args.item_gate = gates;
-    args.item_gate_bf16 = bf16;
     args.query_gate = queries_.gates.row<float>(first_query_ + q);
     args.hidden = gate_.hidden();
     args.output = gate_.output();
@@ -315,9 +323,11 @@ void PushLanes(const float* values, uint32_t mask, int64_t block, const MolTable
 
 }  // namespace
 
+int64_t MolWorkspaceBytes(const Stream&, const MolShape&, const MolScanSize&) { return 0; }
+
 void MolSearch(Stream& stream, const MolGateWeights& gate, const MolQueries& queries,
                const MolTableView& table, const MolAllowed& allowed, bool prune,
-               const MolTopK& topk, MolScanCounts* counts) {
+               const MolTopK& topk, TensorView /*workspace*/, MolScanCounts* counts) {
   const auto& packed = static_cast<const PackedMolGate&>(gate);
   const int64_t batch = queries.components.dim(0), k = topk.keys.dim(1);
   const int64_t blocks = table.slots / kMolLanes;
@@ -351,7 +361,7 @@ void MolSearch(Stream& stream, const MolGateWeights& gate, const MolQueries& que
 
 void MolAverageTopK(Stream& stream, const MolShape& shape, const MolQueries& queries,
                     const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                    MolScanCounts* counts) {
+                    TensorView /*workspace*/, MolScanCounts* counts) {
   const int64_t dim = shape.component_dim, pq = shape.query_components;
   const int64_t batch = queries.components.dim(0);
   // With means one vector an item, else the sum over its components.
@@ -392,7 +402,7 @@ void MolAverageTopK(Stream& stream, const MolShape& shape, const MolQueries& que
 
 void MolLogitTopK(Stream& stream, const MolShape& shape, const MolQueries& queries,
                   const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                  MolScanCounts* counts) {
+                  TensorView /*workspace*/, MolScanCounts* counts) {
   const int64_t lists = shape.logits();
   ScanLists(stream, table, allowed, queries.components.dim(0), lists, topk, counts, [&] {
     return [&, logits = std::vector<float>(lists * kMolLanes), floors = std::vector<float>(lists),
@@ -417,7 +427,8 @@ void MolLogitTopK(Stream& stream, const MolShape& shape, const MolQueries& queri
 
 void MolRescore(Stream& stream, const MolGateWeights& gate, const MolQueries& queries,
                 const MolTableView& table, ConstTensorView candidates_begin,
-                ConstTensorView candidates, const MolTopK& topk, MolScanCounts* counts) {
+                ConstTensorView candidates, const MolTopK& topk, TensorView /*workspace*/,
+                MolScanCounts* counts) {
   const auto& packed = static_cast<const PackedMolGate&>(gate);
   const int64_t batch = queries.components.dim(0), k = topk.keys.dim(1);
   const int32_t* begin = candidates_begin.as<int32_t>();

@@ -77,14 +77,10 @@ class ItemWriter {
                   table_.scales == nullptr ? nullptr : table_.scales + vector * kMolLanes);
     }
     const int64_t gate_width = shape_.gate_width();
-    for (int64_t g = 0; g < gate_width; ++g) {
-      const int64_t at = (block * gate_width + g) * kMolLanes + lane;
-      if (table_.storage == MolStorage::kF32) {
-        static_cast<float*>(table_.gates)[at] = gates[g];
-      } else {
-        static_cast<BF16*>(table_.gates)[at] = FromFloat<BF16>(gates[g]);
-      }
-    }
+    StoreVector(gates, gate_width, table_.storage, lane,
+                static_cast<char*>(table_.gates) +
+                    block * gate_width * kMolLanes * ElementBytes(table_.storage),
+                table_.gate_scales == nullptr ? nullptr : table_.gate_scales + block * kMolLanes);
     if (table_.means != nullptr) WriteMean(components, block, lane);
   }
 

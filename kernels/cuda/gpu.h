@@ -57,25 +57,6 @@ struct Config {
   size_t dynamic_smem = 0;
   StreamHandle stream = nullptr;
 };
-// Device memory for what is enqueued next, taken and given back in the stream's order. What a pool
-// may keep between its users (64 MiB) saves the driver's way to the memory of small searches.
-inline void* AllocateInOrder(StreamHandle stream, size_t bytes) {
-  static const bool keeps = [] {
-    int device = 0;
-    cudaMemPool_t pool = nullptr;
-    uint64_t kept = 64 << 20;
-    return cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetDefaultMemPool(&pool, device) == cudaSuccess &&
-           cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept) == cudaSuccess;
-  }();
-  (void)keeps;
-  void* data = nullptr;
-  const cudaError_t error = cudaMallocAsync(&data, bytes > 0 ? bytes : 1, stream);
-  CHECK(error == cudaSuccess) << "no device memory for " << bytes
-                              << " bytes of scratch: " << cudaGetErrorString(error);
-  return data;
-}
-inline void FreeInOrder(StreamHandle stream, void* data) { cudaFreeAsync(data, stream); }
 
 template <class... P>
 void AllowSharedMemory(const Config& c, void (*kernel)(P...)) {
@@ -252,9 +233,7 @@ __device__ inline void SpinPause() {}
 #else
 
 using StreamHandle = void*;
-using host_cuda::AllocateInOrder;
 using host_cuda::Config;
-using host_cuda::FreeInOrder;
 using host_cuda::LaneId;
 using host_cuda::Launch;
 using host_cuda::LaunchDependent;

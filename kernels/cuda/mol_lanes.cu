@@ -2,8 +2,6 @@
 // lane, one chain of fp32 operations in a fixed order, so its bits cannot depend on its neighbours;
 // what survives the pruning is collected from several blocks and queries into full warps for the
 // gate.
-#include <type_traits>
-
 #include "kernels/cuda/mol_scan.cuh"
 
 namespace trireme::cuda {
@@ -15,8 +13,8 @@ constexpr int64_t kSharedBytes = 160 << 10;
 constexpr int64_t kWideBytes = 256 << 20;
 
 // Memory of a warp: logits of its pairs, those of its survivors, and who they are.
-__host__ __device__ constexpr int64_t WarpFloats(int logits) {
-  return int64_t{logits} * (kMolLanes + kQueue) + 2 * kQueue;
+__host__ __device__ constexpr int64_t WarpFloats(int64_t logits) {
+  return logits * (kMolLanes + kQueue) + 2 * kQueue;
 }
 
 // Shared memory, or, for wide heads, the device's.
@@ -24,7 +22,7 @@ template <bool kWide>
 __device__ inline float* WarpMemory(const MolScanArguments& a) {
   if constexpr (kWide) {
     const int64_t warp = int64_t{blockIdx.x} * (blockDim.x / 32) + threadIdx.x / 32;
-    return a.warp_memory + warp * WarpFloats(a.logits);
+    return a.lane_memory + warp * WarpFloats(a.logits);
   } else {
     GPU_DYNAMIC_SHARED(memory, float);
     return memory + threadIdx.x / 32 * WarpFloats(a.logits);
@@ -36,8 +34,6 @@ __device__ inline float SiluOf(float x) { return x / __fadd_rn(1.0f, expf(-x)); 
 template <typename T>
 class LaneScorer {
  public:
-  using Gate = std::conditional_t<std::is_same_v<T, float>, float, __nv_bfloat16>;
-
   __device__ LaneScorer(const MolScanArguments& a, float* memory)
       : a_(a),
         lane_(gpu::LaneId()),
@@ -121,16 +117,33 @@ class LaneScorer {
     __syncwarp();  // read before the next ones come
   }
 
+  // The gate of the lane's item.
+  struct ItemGate {
+    const T* values;
+    float scale;
+    __device__ float operator[](int g) const {
+      const float x = Float(values[g * kMolLanes]);
+      return sizeof(T) == 1 ? __fmul_rn(x, scale) : x;
+    }
+  };
+  __device__ ItemGate GateOf(int64_t slot) const {
+    ItemGate gate{static_cast<const T*>(a_.gates) + slot / kMolLanes * a_.gate_width * kMolLanes +
+                      slot % kMolLanes,
+                  1.0f};
+    if constexpr (sizeof(T) == 1) gate.scale = Float(a_.gate_scales[slot]);
+    return gate;
+  }
+
   // What the output layer works on: hidden units [8 tile, 8 tile + 8).
   __device__ void Hidden(int tile, const float* logits, int stride, const float* query_gate,
-                         const Gate* item_gate, float (&hidden)[kMolHiddenTile]) const {
+                         const ItemGate& item_gate, float (&hidden)[kMolHiddenTile]) const {
     const int first = tile * kMolHiddenTile;
     if (a_.concat) {
 #pragma unroll
       for (int i = 0; i < kMolHiddenTile; ++i) {
         hidden[i] = 0.0f;
         if (first + i >= a_.cross_hidden) continue;
-        const float x = __fadd_rn(Float(item_gate[(first + i) * kMolLanes]), query_gate[first + i]);
+        const float x = __fadd_rn(item_gate[first + i], query_gate[first + i]);
         hidden[i] = x < 0.0f ? 0.0f : x;
       }
       return;
@@ -161,8 +174,7 @@ class LaneScorer {
                          int query) const {
     out += lane_;
     const float* query_gate = a_.query_gates + int64_t{query} * a_.gate_width;
-    const Gate* item_gate = static_cast<const Gate*>(a_.gates) +
-                            slot / kMolLanes * a_.gate_width * kMolLanes + slot % kMolLanes;
+    const ItemGate item_gate = GateOf(slot);
     for (int l = 0; l < a_.logits; ++l) out[l * kMolLanes] = a_.b2[l];
     for (int tile = 0; tile < a_.hidden_tiles; ++tile) {
       float hidden[kMolHiddenTile];
@@ -181,7 +193,7 @@ class LaneScorer {
     for (int l = 0; l < a_.logits; ++l) {
       float w = out[l * kMolLanes];
       if (!a_.concat) {
-        w = SiluOf(__fmaf_rn(query_gate[l], Float(item_gate[l * kMolLanes]), w));
+        w = SiluOf(__fmaf_rn(query_gate[l], item_gate[l], w));
         out[l * kMolLanes] = w;
       }
       top = fmaxf(top, w);
@@ -270,26 +282,37 @@ __global__ void LaneLogits(MolScanArguments a) {
 
 using LaneKernel = void (*)(MolScanArguments);
 
+// Who works on `items` slots or candidates.
+struct LaneGrid {
+  LaneGrid(const Stream& stream, int64_t logits, int64_t items)
+      : warp_bytes(WarpFloats(logits) * static_cast<int64_t>(sizeof(float))),
+        wide(warp_bytes > kSharedBytes),
+        warps(std::clamp<int64_t>((wide ? kWideBytes : kSharedBytes) / warp_bytes, 1, 4)) {
+    const int64_t steps = (items + kMolLanes - 1) / kMolLanes;
+    blocks =
+        std::min<int64_t>((steps + warps - 1) / warps, 4 * stream.device().spec().multiprocessors);
+    if (wide) blocks = std::min(blocks, std::max<int64_t>(1, kWideBytes / (warps * warp_bytes)));
+  }
+  int64_t warp_bytes;
+  bool wide;
+  int64_t warps, blocks;
+};
+
 // The same work in the same order, whichever memory the warps have.
-void LaunchLanes(Stream& stream, MolScanArguments a, LaneKernel shared, LaneKernel wide) {
-  const int64_t warp_bytes = WarpFloats(a.logits) * static_cast<int64_t>(sizeof(float));
-  const bool fits = warp_bytes <= kSharedBytes;
-  const int64_t warps = std::clamp<int64_t>((fits ? kSharedBytes : kWideBytes) / warp_bytes, 1, 4);
-  const int64_t steps = (a.end - a.begin + kMolLanes - 1) / kMolLanes;
-  int64_t blocks =
-      std::min<int64_t>((steps + warps - 1) / warps, 4 * stream.device().spec().multiprocessors);
-  gpu::Config config{dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(warps * 32)),
-                     static_cast<size_t>(warps * warp_bytes), NativeHandle(stream)};
-  if (fits) return gpu::Launch(config, shared, a);
-  blocks = std::min(blocks, std::max<int64_t>(1, kWideBytes / (warps * warp_bytes)));
-  config.grid = dim3(static_cast<unsigned>(blocks));
-  config.dynamic_smem = 0;
-  const Scratch<float> memory(stream, blocks * warps * WarpFloats(a.logits));
-  a.warp_memory = memory.get();
-  gpu::Launch(config, wide, a);
+void LaunchLanes(Stream& stream, const MolScanArguments& a, LaneKernel shared, LaneKernel wide) {
+  const LaneGrid grid(stream, a.logits, a.end - a.begin);
+  gpu::Launch(
+      {dim3(static_cast<unsigned>(grid.blocks)), dim3(static_cast<unsigned>(grid.warps * 32)),
+       grid.wide ? 0 : static_cast<size_t>(grid.warps * grid.warp_bytes), NativeHandle(stream)},
+      grid.wide ? wide : shared, a);
 }
 
 }  // namespace
+
+int64_t MolLaneFloats(const Stream& stream, int64_t logits, int64_t items) {
+  const LaneGrid grid(stream, logits, items);
+  return grid.wide ? grid.blocks * grid.warps * WarpFloats(logits) : 0;
+}
 
 void LaunchMolLaneScan(Stream& stream, MolStorage storage, bool prune, const MolScanArguments& a) {
   DispatchMolStorage(storage, [&](auto zero) {

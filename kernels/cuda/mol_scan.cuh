@@ -21,7 +21,7 @@ struct MolScanArguments {
   float inverse_temperature;
   // The table.
   const void *components, *gates;
-  const __nv_bfloat16* scales;
+  const __nv_bfloat16 *scales, *gate_scales;
   const uint32_t* order;
   // The queries: [batch, query_components, padded_dim] and [batch, gate_width].
   const float *queries, *query_gates;
@@ -39,7 +39,7 @@ struct MolScanArguments {
   int64_t begin, end;
   MolLists lists;
   MolCounters* counters;  // or null
-  float* warp_memory;     // mol_lanes.cu's
+  float* lane_memory;     // [MolLaneFloats]
 };
 
 // Bits of the block's slots that a query may be answered with. Uniform over the warp.
@@ -131,5 +131,8 @@ void DispatchMolStorage(MolStorage storage, F&& f) {
 void LaunchMolLaneScan(Stream& stream, MolStorage storage, bool prune, const MolScanArguments& a);
 // Logit l of query b and every allowed slot to list b * L + l.
 void LaunchMolLaneLogits(Stream& stream, MolStorage storage, const MolScanArguments& a);
+// Of the device's memory, for launches over at most `items` slots or candidates: nothing but for
+// heads too wide for a multiprocessor's.
+int64_t MolLaneFloats(const Stream& stream, int64_t logits, int64_t items);
 
 }  // namespace trireme::cuda

@@ -71,15 +71,41 @@ __global__ void __launch_bounds__(kThreads) AverageScan(MolScanArguments a) {
 
 __global__ void ClearCounters(MolCounters* counters) { *counters = {}; }
 
+// Where everything lies that an op works in.
+struct ScanMemory {
+  ScanMemory(const Stream& stream, const MolShape& shape, const MolScanSize& size, void* data)
+      : workspace(data), counters(workspace.Take<MolCounters>(1)) {
+    const bool average = size.op == MolScanOp::kAverage;
+    const MolTiling tiling = average ? MolTiling() : TilingOf(shape, size.storage);
+    if (tiling.columns > 0) {
+      tiles.emplace(workspace, tiling, shape, size.batch);
+    } else {
+      const int64_t vectors = average ? 1 : shape.query_components;
+      queries = workspace.Take<float>(size.batch * vectors * Padded(shape.component_dim));
+    }
+    const int64_t lists = size.op == MolScanOp::kLogits ? shape.logits() : 1;
+    topk.emplace(workspace, size.batch * lists, size.k, size.items);
+    if (average || tiling.columns > 0) return;
+    lanes = workspace.Take<float>(MolLaneFloats(stream, shape.logits(), topk->longest));
+  }
+
+  Workspace workspace;
+  MolCounters* counters;
+  std::optional<MolTileQueries> tiles;  // where the tensor cores take the head
+  float* queries = nullptr;             // else
+  std::optional<MolTopKMemory> topk;
+  float* lanes = nullptr;
+};
+
 // What the ops have in common: arguments, the queries as the kernels want them, counters.
 class Scan {
  public:
-  Scan(Stream& stream, const MolShape& shape, const MolQueries& queries, const MolTableView& table,
-       const MolScanCounts* counts)
+  Scan(Stream& stream, const MolShape& shape, const MolScanSize& size, const MolQueries& queries,
+       const MolTableView& table, const TensorView& workspace, const MolScanCounts* counts)
       : stream_(stream),
-        batch_(queries.components.dim(0)),
-        storage_(table.storage),
-        queries_(stream, batch_ * shape.query_components * Padded(shape.component_dim)) {
+        batch_(size.batch),
+        storage_(size.storage),
+        memory_(stream, shape, size, workspace.data) {
     a_.query_components = static_cast<int>(shape.query_components);
     a_.item_components = static_cast<int>(shape.item_components);
     a_.dim = static_cast<int>(shape.component_dim);
@@ -93,28 +119,24 @@ class Scan {
     a_.components = table.components;
     a_.gates = table.gates;
     a_.scales = reinterpret_cast<const __nv_bfloat16*>(table.scales);
+    a_.gate_scales = reinterpret_cast<const __nv_bfloat16*>(table.gate_scales);
     a_.order = table.order;
-    a_.queries = queries_.get();
+    a_.queries = memory_.queries;
     a_.query_gates = queries.gates.as<float>();
     a_.batch = static_cast<int>(batch_);
+    a_.lane_memory = memory_.lanes;
     if (counts == nullptr) return;
-    counters_.emplace(stream, 1);
-    a_.counters = counters_->get();
+    a_.counters = memory_.counters;
     gpu::Launch({dim3(1), dim3(1), 0, handle()}, ClearCounters, a_.counters);
   }
 
   // The queries, for the tensor cores or the lanes.
   void Take(const MolShape& shape, const MolQueries& queries) {
-    const MolTiling tiling = TilingOf(shape, storage_);
-    if (tiling.columns > 0) {
-      tiles_.emplace(stream_, tiling, shape, batch_);
-      tiles_->Fill(stream_, shape, queries);
-      return;
-    }
+    if (memory_.tiles) return memory_.tiles->Fill(stream_, shape, queries);
     const int64_t elements = batch_ * a_.query_components * a_.padded_dim;
     if (elements == 0) return;
     gpu::Launch({dim3(Blocks(elements, kThreads)), dim3(kThreads), 0, handle()}, PadVectors,
-                queries.components.as<float>(), elements, a_.dim, a_.padded_dim, queries_.get());
+                queries.components.as<float>(), elements, a_.dim, a_.padded_dim, memory_.queries);
   }
   // One vector a query, for tables with `vectors` vectors an item.
   void AverageQueries(const MolQueries& queries, int64_t vectors) {
@@ -123,7 +145,7 @@ class Scan {
     if (elements == 0) return;
     gpu::Launch({dim3(Blocks(elements, kThreads)), dim3(kThreads), 0, handle()}, SumComponents,
                 queries.components.as<float>(), elements, a_.query_components, a_.dim,
-                a_.padded_dim, divisor, queries_.get());
+                a_.padded_dim, divisor, memory_.queries);
     a_.query_components = 1;
     a_.item_components = static_cast<int>(vectors);
   }
@@ -141,11 +163,11 @@ class Scan {
     a_.excluded = allowed.excluded.as<int32_t>();
   }
 
-  // launch(arguments of a piece) for all of [0, items), into `lists` lists; then the answer.
+  // launch(arguments of a piece) for all items; then the answer.
   template <typename Launch>
-  void Run(int64_t lists, int64_t items, const MolTopK& topk, Launch&& launch) {
-    MolTopKScan scan(stream_, lists, topk.keys.dim(1), items);
-    a_.lists = scan.lists();
+  void Run(const MolTopK& topk, Launch&& launch) {
+    MolTopKScan scan(stream_, *memory_.topk);
+    a_.lists = memory_.topk->view;
     if (batch_ > 0) {
       scan.Run([&](int64_t begin, int64_t end) {
         a_.begin = begin, a_.end = end;
@@ -157,7 +179,7 @@ class Scan {
   void AddCounts(MolScanCounts* counts) {
     if (counts == nullptr) return;
     MolCounters found;
-    stream_.Copy(&found, counters_->get(), sizeof(found));
+    stream_.Copy(&found, memory_.counters, sizeof(found));
     if (!stream_.Synchronize().ok()) return;  // the stream's next user hears of it too
     counts->pairs += static_cast<int64_t>(found.pairs);
     counts->gated += static_cast<int64_t>(found.gated);
@@ -165,26 +187,25 @@ class Scan {
   }
 
   void LaunchScan(const MolScanArguments& a, bool prune) {
-    tiles_ ? LaunchMolTileScan(stream_, prune, TileArguments(a))
-           : LaunchMolLaneScan(stream_, storage_, prune, a);
+    memory_.tiles ? LaunchMolTileScan(stream_, prune, TileArguments(a))
+                  : LaunchMolLaneScan(stream_, storage_, prune, a);
   }
   void LaunchLogits(const MolScanArguments& a) {
-    tiles_ ? LaunchMolTileLogits(stream_, TileArguments(a))
-           : LaunchMolLaneLogits(stream_, storage_, a);
+    memory_.tiles ? LaunchMolTileLogits(stream_, TileArguments(a))
+                  : LaunchMolLaneLogits(stream_, storage_, a);
   }
 
   MolScanArguments& arguments() { return a_; }
-  int64_t batch() const { return batch_; }
 
  private:
   gpu::StreamHandle handle() const { return NativeHandle(stream_); }
   MolTileArguments TileArguments(const MolScanArguments& a) const {
     MolTileArguments tiles = {};
     tiles.scan = a;
-    tiles.tiling = tiles_->tiling;
+    tiles.tiling = memory_.tiles->tiling;
     tiles.int8 = storage_ == MolStorage::kInt8;
-    tiles.queries = tiles_->fragments.get();
-    tiles.query_gates = tiles_->gates.get();
+    tiles.queries = memory_.tiles->fragments;
+    tiles.query_gates = memory_.tiles->gates;
     if (gate_ == nullptr) return tiles;
     tiles.w1 = static_cast<const uint4*>(gate_->tile_w1);
     tiles.w2 = static_cast<const uint4*>(gate_->tile_w2);
@@ -196,31 +217,39 @@ class Scan {
   Stream& stream_;
   const int64_t batch_;
   const MolStorage storage_;
-  Scratch<float> queries_;
-  std::optional<MolTileQueries> tiles_;  // where the tensor cores take the head
+  const ScanMemory memory_;
   const CudaMolGate* gate_ = nullptr;
-  std::optional<Scratch<MolCounters>> counters_;
   MolScanArguments a_ = {};
 };
 
+MolScanSize SizeOf(MolScanOp op, const MolQueries& queries, const MolTableView& table,
+                   const MolTopK& topk) {
+  return {op, table.storage, queries.components.dim(0), table.slots, topk.keys.dim(1)};
+}
+
 }  // namespace
+
+int64_t MolWorkspaceBytes(const Stream& stream, const MolShape& shape, const MolScanSize& size) {
+  return ScanMemory(stream, shape, size, nullptr).workspace.bytes();
+}
 
 void MolSearch(Stream& stream, const MolGateWeights& gate, const MolQueries& queries,
                const MolTableView& table, const MolAllowed& allowed, bool prune,
-               const MolTopK& topk, MolScanCounts* counts) {
-  Scan scan(stream, gate.shape, queries, table, counts);
+               const MolTopK& topk, TensorView workspace, MolScanCounts* counts) {
+  Scan scan(stream, gate.shape, SizeOf(MolScanOp::kSearch, queries, table, topk), queries, table,
+            workspace, counts);
   scan.Take(gate.shape, queries);
   scan.Use(gate);
   scan.Use(allowed);
-  scan.Run(scan.batch(), table.slots, topk,
-           [&](const MolScanArguments& a) { scan.LaunchScan(a, prune); });
+  scan.Run(topk, [&](const MolScanArguments& a) { scan.LaunchScan(a, prune); });
   scan.AddCounts(counts);
 }
 
 void MolAverageTopK(Stream& stream, const MolShape& shape, const MolQueries& queries,
                     const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                    MolScanCounts* counts) {
-  Scan scan(stream, shape, queries, table, counts);
+                    TensorView workspace, MolScanCounts* counts) {
+  Scan scan(stream, shape, SizeOf(MolScanOp::kAverage, queries, table, topk), queries, table,
+            workspace, counts);
   const bool means = table.means != nullptr;
   scan.AverageQueries(queries, means ? 1 : shape.item_components);
   scan.Use(allowed);
@@ -229,7 +258,7 @@ void MolAverageTopK(Stream& stream, const MolShape& shape, const MolQueries& que
     scan.arguments().scales = reinterpret_cast<const __nv_bfloat16*>(table.mean_scales);
   }
   const int64_t most = int64_t{8} * stream.device().spec().multiprocessors;
-  scan.Run(scan.batch(), table.slots, topk, [&](const MolScanArguments& a) {
+  scan.Run(topk, [&](const MolScanArguments& a) {
     const int64_t blocks = std::min<int64_t>(most, Blocks(a.end - a.begin, kWarps * kMolLanes));
     DispatchMolStorage(table.storage, [&](auto zero) {
       gpu::Launch({dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, NativeHandle(stream)},
@@ -241,25 +270,27 @@ void MolAverageTopK(Stream& stream, const MolShape& shape, const MolQueries& que
 
 void MolLogitTopK(Stream& stream, const MolShape& shape, const MolQueries& queries,
                   const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                  MolScanCounts* counts) {
-  Scan scan(stream, shape, queries, table, counts);
+                  TensorView workspace, MolScanCounts* counts) {
+  Scan scan(stream, shape, SizeOf(MolScanOp::kLogits, queries, table, topk), queries, table,
+            workspace, counts);
   scan.Take(shape, queries);
   scan.Use(allowed);
-  scan.Run(scan.batch() * shape.logits(), table.slots, topk,
-           [&](const MolScanArguments& a) { scan.LaunchLogits(a); });
+  scan.Run(topk, [&](const MolScanArguments& a) { scan.LaunchLogits(a); });
   scan.AddCounts(counts);
 }
 
 void MolRescore(Stream& stream, const MolGateWeights& gate, const MolQueries& queries,
                 const MolTableView& table, ConstTensorView candidates_begin,
-                ConstTensorView candidates, const MolTopK& topk, MolScanCounts* counts) {
-  Scan scan(stream, gate.shape, queries, table, counts);
+                ConstTensorView candidates, const MolTopK& topk, TensorView workspace,
+                MolScanCounts* counts) {
+  MolScanSize size = SizeOf(MolScanOp::kRescore, queries, table, topk);
+  size.items = candidates.dim(0);
+  Scan scan(stream, gate.shape, size, queries, table, workspace, counts);
   scan.Take(gate.shape, queries);
   scan.Use(gate);
   scan.arguments().candidates_begin = candidates_begin.as<int32_t>();
   scan.arguments().candidates = candidates.as<int32_t>();
-  scan.Run(scan.batch(), candidates.dim(0), topk,
-           [&](const MolScanArguments& a) { scan.LaunchScan(a, /*prune=*/true); });
+  scan.Run(topk, [&](const MolScanArguments& a) { scan.LaunchScan(a, /*prune=*/true); });
   scan.AddCounts(counts);
 }
 

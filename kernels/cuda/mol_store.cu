@@ -74,10 +74,10 @@ struct StoreArguments {
   int64_t count;
   int item_components, dim, gate_width, parts;
   MolStorage storage;
-  int vector_bytes;  // of a block's 32
+  int vector_bytes, gate_bytes;  // of a block's 32
   char *to_components, *to_means;
-  __nv_bfloat16 *scales, *mean_scales;
-  void* to_gates;
+  __nv_bfloat16 *scales, *mean_scales, *gate_scales;
+  char* to_gates;
 };
 
 // A warp a part of an item: its vectors, its gate and, if the table has them, its mean.
@@ -94,14 +94,8 @@ __global__ void StoreItems(StoreArguments a) {
                 a.to_components + vector * a.vector_bytes, lane, a.scales + vector * kLanes + lane);
   } else if (part == a.item_components) {
     const float* gate = a.gates + item * a.gate_width;
-    for (int g = gpu::LaneId(); g < a.gate_width; g += 32) {
-      const int64_t at = (block * a.gate_width + g) * kLanes + lane;
-      if (a.storage == MolStorage::kF32) {
-        static_cast<float*>(a.to_gates)[at] = gate[g];
-      } else {
-        static_cast<__nv_bfloat16*>(a.to_gates)[at] = Rounded<__nv_bfloat16>(gate[g]);
-      }
-    }
+    StoreVector([gate](int g) { return gate[g]; }, a.gate_width, a.storage,
+                a.to_gates + block * a.gate_bytes, lane, a.gate_scales + block * kLanes + lane);
   } else {
     const auto mean = [&](int k) {
       float sum = 0.0f;
@@ -206,11 +200,13 @@ void MolStore(Stream& stream, const MolShape& shape, ConstTensorView components,
                    .parts = static_cast<int>(shape.item_components) + 1,
                    .storage = table.storage,
                    .vector_bytes = static_cast<int>(shape.component_dim * kLanes * element),
+                   .gate_bytes = static_cast<int>(shape.gate_width() * kLanes * element),
                    .to_components = static_cast<char*>(table.components),
                    .to_means = static_cast<char*>(table.means),
                    .scales = reinterpret_cast<__nv_bfloat16*>(table.scales),
                    .mean_scales = reinterpret_cast<__nv_bfloat16*>(table.mean_scales),
-                   .to_gates = table.gates};
+                   .gate_scales = reinterpret_cast<__nv_bfloat16*>(table.gate_scales),
+                   .to_gates = static_cast<char*>(table.gates)};
   if (table.means != nullptr) ++a.parts;
   gpu::Launch({dim3(Blocks(a.count * a.parts, kWarps)), dim3(kThreads), 0, NativeHandle(stream)},
               StoreItems, a);

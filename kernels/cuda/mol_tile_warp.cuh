@@ -297,13 +297,17 @@ class TileWarp {
       }
     }
   }
+  __device__ float ItemGate(int64_t at, float scale) const {
+    return a_.int8 ? __fmul_rn(Float(static_cast<const int8_t*>(a_.scan.gates)[at]), scale)
+                   : Float(static_cast<const __nv_bfloat16*>(a_.scan.gates)[at]);
+  }
   // The score of row g (h = 0) or g + 8, the same in all lanes of its quad.
   __device__ float Softmax(const float (&logits)[kTiles][4], float (&gate)[kTiles][4],
                            const Rows& rows, int h) const {
     const float* query_gate = a_.query_gates + int64_t{rows.query[h]} * (kTiles * 8) + column_;
-    const auto* item_gate = static_cast<const __nv_bfloat16*>(a_.scan.gates) +
-                            int64_t{rows.slot[h] / kMolLanes} * a_.scan.logits * kMolLanes +
-                            rows.slot[h] % kMolLanes;
+    const int64_t item_gate =
+        int64_t{rows.slot[h] / kMolLanes} * a_.scan.logits * kMolLanes + rows.slot[h] % kMolLanes;
+    const float scale = a_.int8 ? Float(a_.scan.gate_scales[rows.slot[h]]) : 1.0f;
     float top = -INFINITY;
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
@@ -314,8 +318,8 @@ class TileWarp {
           w = -INFINITY;
           continue;
         }
-        w = TileSilu(
-            __fmaf_rn(query_gate[j * 8 + e], Float(item_gate[Logit(j, e) * kMolLanes]), w));
+        const float item = ItemGate(item_gate + Logit(j, e) * kMolLanes, scale);
+        w = TileSilu(__fmaf_rn(query_gate[j * 8 + e], item, w));
         top = fmaxf(top, w);
       }
     }

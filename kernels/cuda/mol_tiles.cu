@@ -147,14 +147,15 @@ MolTiling TilingOf(const MolShape& shape, MolStorage storage) {
   return tiling;
 }
 
-MolTileQueries::MolTileQueries(Stream& stream, const MolTiling& tiling_in, const MolShape& shape,
-                               int64_t batch_in)
+MolTileQueries::MolTileQueries(Workspace& workspace, const MolTiling& tiling_in,
+                               const MolShape& shape, int64_t batch_in)
     : tiling(tiling_in),
       batch(batch_in),
-      fragments(stream, batch * tiling.query_tiles * (shape.component_dim / 16) * 32),
-      gates(stream, batch * tiling.columns) {}
+      fragments(
+          workspace.Take<uint2>(batch * tiling.query_tiles * (shape.component_dim / 16) * 32)),
+      gates(workspace.Take<float>(batch * tiling.columns)) {}
 
-void MolTileQueries::Fill(Stream& stream, const MolShape& shape, const MolQueries& queries) {
+void MolTileQueries::Fill(Stream& stream, const MolShape& shape, const MolQueries& queries) const {
   const int64_t work = std::max(batch * tiling.query_tiles * (shape.component_dim / 16) * 32,
                                 batch * tiling.columns);
   if (work == 0) return;
@@ -162,8 +163,8 @@ void MolTileQueries::Fill(Stream& stream, const MolShape& shape, const MolQuerie
                NativeHandle(stream)},
               PackQueries, queries.components.as<float>(), queries.gates.as<float>(), batch,
               static_cast<int>(shape.query_components), static_cast<int>(shape.item_components),
-              static_cast<int>(shape.component_dim), tiling.query_tiles, tiling.columns,
-              fragments.get(), gates.get());
+              static_cast<int>(shape.component_dim), tiling.query_tiles, tiling.columns, fragments,
+              gates);
 }
 
 void LaunchMolTileScan(Stream& stream, bool prune, const MolTileArguments& a) {

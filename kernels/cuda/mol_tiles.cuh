@@ -33,12 +33,13 @@ struct MolTileArguments {
 
 // The queries for the kernels below.
 struct MolTileQueries {
-  MolTileQueries(Stream& stream, const MolTiling& tiling, const MolShape& shape, int64_t batch);
-  void Fill(Stream& stream, const MolShape& shape, const MolQueries& queries);
+  MolTileQueries(Workspace& workspace, const MolTiling& tiling, const MolShape& shape,
+                 int64_t batch);
+  void Fill(Stream& stream, const MolShape& shape, const MolQueries& queries) const;
   MolTiling tiling;
   int64_t batch;
-  Scratch<uint2> fragments;
-  Scratch<float> gates;
+  uint2* fragments;
+  float* gates;
 };
 
 void LaunchMolTileScan(Stream& stream, bool prune, const MolTileArguments& a);

@@ -130,52 +130,53 @@ int64_t LongestPiece(int64_t lists, int64_t items) {
 
 }  // namespace
 
-MolTopKScan::MolTopKScan(Stream& stream, int64_t lists, int64_t k, int64_t items)
-    : stream_(stream),
-      lists_(lists),
-      k_(k),
-      items_(items),
-      longest_(LongestPiece(lists, items)),
-      capacity_(std::min(2 * k + longest_, items)),
-      keys_(stream, lists * capacity_),
-      thresholds_(stream, lists),
-      slots_(stream, lists * capacity_),
-      counts_(stream, lists),
-      holes_(stream, lists * k) {
-  view_ = {keys_.get(), slots_.get(), counts_.get(), thresholds_.get(), capacity_};
-  if (lists == 0) return;
-  gpu::Launch({dim3(Blocks(lists, kThreads)), dim3(kThreads), 0, NativeHandle(stream)}, ClearLists,
-              view_, lists);
+MolTopKMemory::MolTopKMemory(Workspace& workspace, int64_t lists_in, int64_t k_in, int64_t items_in)
+    : lists(lists_in), k(k_in), items(items_in), longest(LongestPiece(lists, items)) {
+  const int64_t capacity = std::min(2 * k + longest, items), merged = k > kChunk ? lists * k : 0;
+  view.keys = workspace.Take<uint64_t>(lists * capacity);
+  view.slots = workspace.Take<int32_t>(lists * capacity);
+  view.counts = workspace.Take<int>(lists);
+  view.thresholds = workspace.Take<uint64_t>(lists);
+  view.capacity = capacity;
+  holes = workspace.Take<int32_t>(lists * k);
+  spare_keys = workspace.Take<uint64_t>(merged);
+  spare_slots = workspace.Take<int32_t>(merged);
+}
+
+MolTopKScan::MolTopKScan(Stream& stream, const MolTopKMemory& memory)
+    : stream_(stream), memory_(memory) {
+  if (memory_.lists == 0) return;
+  gpu::Launch({dim3(Blocks(memory_.lists, kThreads)), dim3(kThreads), 0, NativeHandle(stream)},
+              ClearLists, memory_.view, memory_.lists);
 }
 
 void MolTopKScan::Cut(bool last) {
-  if (lists_ == 0) return;
-  gpu::Launch({dim3(static_cast<unsigned>(lists_)), dim3(kThreads), 0, NativeHandle(stream_)},
-              CutLists, view_, static_cast<int>(k_), last, holes_.get());
+  if (memory_.lists == 0) return;
+  gpu::Launch(
+      {dim3(static_cast<unsigned>(memory_.lists)), dim3(kThreads), 0, NativeHandle(stream_)},
+      CutLists, memory_.view, static_cast<int>(memory_.k), last, memory_.holes);
 }
 
 void MolTopKScan::Write(const MolTopK& out) {
-  if (lists_ == 0) return;
-  const int k = static_cast<int>(k_);
+  const int64_t lists = memory_.lists;
+  if (lists == 0) return;
+  const int k = static_cast<int>(memory_.k);
   const int chunks = (k + kChunk - 1) / kChunk;
   int size = 2;
   while (size < std::min(k, kChunk)) size *= 2;
   int merges = 0;
   while (int64_t{kChunk} << merges < k) ++merges;
-  Scratch<uint64_t> spare_keys(stream_, merges > 0 ? lists_ * k_ : 0);
-  Scratch<int32_t> spare_slots(stream_, merges > 0 ? lists_ * k_ : 0);
   // The last merge ends in `out`.
-  uint64_t* keys[2] = {out.keys.as<uint64_t>(), spare_keys.get()};
-  int32_t* slots[2] = {out.slots.as<int32_t>(), spare_slots.get()};
+  uint64_t* keys[2] = {out.keys.as<uint64_t>(), memory_.spare_keys};
+  int32_t* slots[2] = {out.slots.as<int32_t>(), memory_.spare_slots};
   int at = merges % 2;
   const gpu::StreamHandle handle = NativeHandle(stream_);
-  gpu::Launch({dim3(static_cast<unsigned>(lists_ * chunks)), dim3(kThreads), 0, handle}, SortChunks,
-              view_, k, chunks, size, keys[at], slots[at]);
+  gpu::Launch({dim3(static_cast<unsigned>(lists * chunks)), dim3(kThreads), 0, handle}, SortChunks,
+              memory_.view, k, chunks, size, keys[at], slots[at]);
   for (int64_t run = kChunk; run < k; run *= 2, at ^= 1) {
     const int blocks = static_cast<int>(Blocks(k, kThreads));
-    gpu::Launch({dim3(static_cast<unsigned>(lists_ * blocks)), dim3(kThreads), 0, handle},
-                MergeRuns, keys[at], slots[at], keys[at ^ 1], slots[at ^ 1], k,
-                static_cast<int>(run), blocks);
+    gpu::Launch({dim3(static_cast<unsigned>(lists * blocks)), dim3(kThreads), 0, handle}, MergeRuns,
+                keys[at], slots[at], keys[at ^ 1], slots[at ^ 1], k, static_cast<int>(run), blocks);
   }
 }
 

@@ -12,21 +12,24 @@
 
 namespace trireme::cuda {
 
-// Device memory for the work of one op.
-template <typename T>
-class Scratch {
+// An op's workspace, handed out piece by piece. Over no memory at all it only counts, so that what
+// an op takes and what it says that it takes are one piece of code.
+class Workspace {
  public:
-  Scratch(Stream& stream, int64_t count)
-      : handle_(NativeHandle(stream)),
-        data_(static_cast<T*>(gpu::AllocateInOrder(handle_, count * sizeof(T)))) {}
-  ~Scratch() { gpu::FreeInOrder(handle_, data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  T* get() const { return data_; }
+  explicit Workspace(void* data) : data_(static_cast<char*>(data)) {}
+  template <typename T>
+  T* Take(int64_t count) {
+    constexpr int64_t kAlignment = 256;
+    T* const taken = data_ == nullptr ? nullptr : reinterpret_cast<T*>(data_ + bytes_);
+    const auto bytes = count * static_cast<int64_t>(sizeof(T));
+    bytes_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return taken;
+  }
+  int64_t bytes() const { return bytes_; }
 
  private:
-  gpu::StreamHandle handle_;
-  T* data_;
+  char* const data_;
+  int64_t bytes_ = 0;
 };
 
 // Lists as the scan kernels see them.
@@ -64,22 +67,31 @@ __device__ inline void Offer(const MolLists& to, int64_t list, uint64_t key, int
   to.slots[list * to.capacity + at] = slot;
 }
 
+// Room for the lists of one op. `items`: what will be offered to a list, at most.
+struct MolTopKMemory {
+  MolTopKMemory(Workspace& workspace, int64_t lists, int64_t k, int64_t items);
+  int64_t lists, k, items;
+  int64_t longest;  // piece
+  MolLists view;
+  int32_t* holes;        // [lists, k]
+  uint64_t* spare_keys;  // [lists, k], for merging lists that are sorted in several chunks
+  int32_t* spare_slots;
+};
+
 // The lists of one op.
 class MolTopKScan {
  public:
-  // `items`: what will be offered to a list, at most.
-  MolTopKScan(Stream& stream, int64_t lists, int64_t k, int64_t items);
-  const MolLists& lists() const { return view_; }
+  MolTopKScan(Stream& stream, const MolTopKMemory& memory);
 
   // Calls scan(begin, end) for the pieces of [0, items); all but the last are whole blocks.
   template <typename Scan>
   void Run(Scan&& scan) {
-    int64_t piece = std::max(4 * k_, kFirstPiece);
-    for (int64_t begin = 0; begin < items_;) {
-      const int64_t whole = std::min(piece, longest_) / kMolBlockRows * kMolBlockRows;
-      const int64_t end = std::min(items_, begin + whole);
+    int64_t piece = std::max(4 * memory_.k, kFirstPiece);
+    for (int64_t begin = 0; begin < memory_.items;) {
+      const int64_t whole = std::min(piece, memory_.longest) / kMolBlockRows * kMolBlockRows;
+      const int64_t end = std::min(memory_.items, begin + whole);
       scan(begin, end);
-      Cut(end == items_);
+      Cut(end == memory_.items);
       piece = std::max(piece, end);
       begin = end;
     }
@@ -92,10 +104,7 @@ class MolTopKScan {
   void Cut(bool last);
 
   Stream& stream_;
-  const int64_t lists_, k_, items_, longest_, capacity_;
-  MolLists view_;
-  Scratch<uint64_t> keys_, thresholds_;
-  Scratch<int32_t> slots_, counts_, holes_;
+  const MolTopKMemory memory_;
 };
 
 }  // namespace trireme::cuda

@@ -219,6 +219,7 @@ void MolSearchBench(benchmark::State& state, MolStorage storage) {
   const Tensor components = Ok(Tensor::Create(*bench->device, DType::kF32, {items, 4 * 64}));
   const Tensor scales = Ok(Tensor::Create(*bench->device, DType::kBF16, {items, 4}));
   const Tensor gates = Ok(Tensor::Create(*bench->device, DType::kF32, {items, logits}));
+  const Tensor gate_scales = Ok(Tensor::Create(*bench->device, DType::kBF16, {items}));
   std::vector<int32_t> numbers(items);
   for (int64_t i = 0; i < items; ++i) numbers[i] = static_cast<int32_t>(i);
   const Tensor order = Integers(numbers);
@@ -227,6 +228,7 @@ void MolSearchBench(benchmark::State& state, MolStorage storage) {
                            .components = components.view().data,
                            .scales = scales.view().as<BF16>(),
                            .gates = gates.view().data,
+                           .gate_scales = gate_scales.view().as<BF16>(),
                            .order = order.view().as<uint32_t>()};
   for (int64_t i = 0; i < items; i += kChunk) {
     MolStore(stream, shape, rows.view(), row_gates.view(), order.view().Rows(i, kChunk), table);
@@ -238,9 +240,12 @@ void MolSearchBench(benchmark::State& state, MolStorage storage) {
   allowed.query_mask = query_mask.view();
   const Tensor keys = Ok(Tensor::Create(*bench->device, DType::kI64, {batch, kBest}));
   const Tensor slots = Ok(Tensor::Create(*bench->device, DType::kI32, {batch, kBest}));
+  const Tensor workspace = Ok(Tensor::Create(
+      *bench->device, DType::kU8,
+      {MolWorkspaceBytes(stream, shape, {MolScanOp::kSearch, storage, batch, items, kBest})}));
   Measure(state, [&] {
     MolSearch(stream, *gate, {queries.view(), query_gates.view()}, table, allowed, /*prune=*/false,
-              {keys.view(), slots.view()}, nullptr);
+              {keys.view(), slots.view()}, workspace.view(), nullptr);
   });
   // On the CPU all arithmetic is f32.
   const bool f32 = bench->device->spec().host_memory || storage == MolStorage::kF32;

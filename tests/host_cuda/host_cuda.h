@@ -87,11 +87,6 @@ struct Config {
 };
 void LaunchRaw(const Config& config, const std::function<void()>& body, const Options& options);
 
-// Launches are done when they return, so a stream's order is the program's. No zeros: what a kernel
-// reads before it was written shows.
-void* AllocateInOrder(void* stream, size_t bytes);
-void FreeInOrder(void* stream, void* data);
-
 using Loc = std::source_location;
 
 // --- services that kernels reach through the CUDA names below ---

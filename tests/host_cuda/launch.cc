@@ -15,16 +15,6 @@ Options& DefaultOptions() {
   return options;
 }
 
-void* AllocateInOrder(void* /*stream*/, size_t bytes) {
-  constexpr size_t kAlignment = 256;
-  const size_t rounded = (bytes + kAlignment) / kAlignment * kAlignment;
-  void* data = std::aligned_alloc(kAlignment, rounded);
-  if (data == nullptr) throw KernelError("no memory for scratch");
-  std::memset(data, 0xff, rounded);
-  return data;
-}
-void FreeInOrder(void* /*stream*/, void* data) { std::free(data); }
-
 void LaunchRaw(const Config& config, const std::function<void()>& body, const Options& options) {
   const dim3 g = config.grid, b = config.block;
   const uint64_t threads = uint64_t{b.x} * b.y * b.z, blocks = uint64_t{g.x} * g.y * g.z;

@@ -26,6 +26,7 @@ class MolTestTable {
             device.Zeros(DType::kF32, {slots_, shape.item_components * shape.component_dim})),
         scales_(device.Zeros(DType::kBF16, {slots_, shape.item_components})),
         gates_(device.Zeros(DType::kF32, {slots_, shape.gate_width()})),
+        gate_scales_(device.Zeros(DType::kBF16, {slots_})),
         means_(device.Zeros(DType::kF32, {slots_, shape.component_dim})),
         mean_scales_(device.Zeros(DType::kBF16, {slots_})),
         order_(device.Zeros(DType::kI32, {slots_})),
@@ -38,6 +39,7 @@ class MolTestTable {
             .components = components_.view().data,
             .scales = storage_ == MolStorage::kInt8 ? scales_.view().as<BF16>() : nullptr,
             .gates = gates_.view().data,
+            .gate_scales = storage_ == MolStorage::kInt8 ? gate_scales_.view().as<BF16>() : nullptr,
             .means = with_means_ ? means_.view().data : nullptr,
             .mean_scales = storage_ == MolStorage::kInt8 ? mean_scales_.view().as<BF16>() : nullptr,
             .order = order()};
@@ -48,7 +50,7 @@ class MolTestTable {
  private:
   int64_t slots_;
   MolStorage storage_;
-  Tensor components_, scales_, gates_, means_, mean_scales_, order_;
+  Tensor components_, scales_, gates_, gate_scales_, means_, mean_scales_, order_;
   bool with_means_;
 };
 
@@ -190,8 +192,19 @@ class MolOpTest : public ::testing::TestWithParam<DeviceCase> {
                    bool prune, MolScanCounts* counts = nullptr) {
     MolAnswer answer(device_, problem.batch, k);
     MolSearch(stream(), *problem.gate, problem.queries(), table.view(), scan.allowed(problem.batch),
-              prune, answer.view(), counts);
+              prune, answer.view(),
+              Workspace(MolScanOp::kSearch, problem.shape, table, problem.batch, k), counts);
     return answer;
+  }
+  // What an op works in: exactly as much as it says, and nothing in it that could pass for a value.
+  // Good until the next call. `items`: those of the table unless told otherwise.
+  TensorView Workspace(MolScanOp op, const MolShape& shape, MolTestTable& table, int64_t batch,
+                       int64_t k, int64_t items = -1) {
+    const int64_t bytes = MolWorkspaceBytes(
+        stream(), shape, {op, table.view().storage, batch, items < 0 ? table.slots() : items, k});
+    workspace_ = device_.Zeros(DType::kU8, {bytes});
+    std::fill_n(workspace_.view().as<unsigned char>(), bytes, 0xff);
+    return workspace_.view();
   }
   // Scores of all items, by item, from an unpruned search for all of them.
   std::vector<float> Scores(const MolProblem& problem, MolTestTable& table) {
@@ -223,6 +236,9 @@ class MolOpTest : public ::testing::TestWithParam<DeviceCase> {
     }
   }
   TestDevice device_;
+
+ private:
+  Tensor workspace_;
 };
 
 inline MolShape Shape(int64_t pq, int64_t px, int64_t d, int64_t h, float temperature = 0.05f) {

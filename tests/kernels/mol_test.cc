@@ -185,7 +185,8 @@ TEST_P(MolTest, BitsDoNotDependOnBatchThreadsSlotOrPruning) {
       for (const int64_t first : {int64_t{0}, (all_queries - batch) / 2, all_queries - batch}) {
         MolAnswer part(device_, batch, kK);
         MolSearch(stream(), *problem.gate, problem.queries(first, batch), table.view(),
-                  scan.allowed(batch), true, part.view(), nullptr);
+                  scan.allowed(batch), true, part.view(),
+                  Workspace(MolScanOp::kSearch, shape, table, batch, kK), nullptr);
         for (int64_t i = 0; i < batch * kK; ++i) {
           ASSERT_EQ(part.keys[i], whole.keys[first * kK + i]) << "batch " << batch;
         }
@@ -206,7 +207,8 @@ TEST_P(MolTest, BitsDoNotDependOnBatchThreadsSlotOrPruning) {
     const TestDevice three(three_threads);
     MolAnswer other(device_, all_queries, kK);
     MolSearch(three.stream(), *problem.gate, problem.queries(), table.view(),
-              scan.allowed(all_queries), true, other.view(), nullptr);
+              scan.allowed(all_queries), true, other.view(),
+              Workspace(MolScanOp::kSearch, shape, table, all_queries, kK), nullptr);
     EXPECT_TRUE(other == whole);
   }
 }
@@ -275,9 +277,11 @@ TEST_P(MolTest, FirstStagesAreTheSortedDots) {
     MolScan scan(device_, problem.batch, items, table.slots());
     const MolAnswer average(device_, problem.batch, 300), each(device_, problem.batch * logits, 25);
     MolAverageTopK(stream(), shape, problem.queries(), table.view(), scan.allowed(problem.batch),
-                   average.view(), nullptr);
+                   average.view(), Workspace(MolScanOp::kAverage, shape, table, problem.batch, 300),
+                   nullptr);
     MolLogitTopK(stream(), shape, problem.queries(), table.view(), scan.allowed(problem.batch),
-                 each.view(), nullptr);
+                 each.view(), Workspace(MolScanOp::kLogits, shape, table, problem.batch, 25),
+                 nullptr);
     for (int64_t b = 0; b < problem.batch; ++b) {
       for (int64_t j = 0; j < 300; ++j) {
         const int32_t slot = average.slots[b * 300 + j];
@@ -320,7 +324,7 @@ TEST_P(MolTest, LongListsOfAscendingScoresAreSorted) {
     MolScan scan(device_, 2, kItems, table.slots());
     const MolAnswer answer(device_, 2, k);
     MolAverageTopK(stream(), shape, problem.queries(), table.view(), scan.allowed(2), answer.view(),
-                   nullptr);
+                   Workspace(MolScanOp::kAverage, shape, table, 2, k), nullptr);
     for (int64_t j = 0; j < k; ++j) {
       ASSERT_EQ(answer.slots[j], j < kItems ? kItems - 1 - j : -1) << "k " << k;
       if (j == 0) continue;
@@ -328,6 +332,40 @@ TEST_P(MolTest, LongListsOfAscendingScoresAreSorted) {
       ASSERT_TRUE(before > key || (j >= kItems && key == 0)) << "k " << k << " at " << j;
     }
   }
+}
+
+// Callers reserve for the most they may ask for. Here every size is asked for with its neighbour.
+TEST_P(MolTest, AWorkspaceForMoreItemsSufficesForFewer) {
+  for (const MolShape& shape : {Shape(8, 4, 16, 24), Shape(3, 2, 5, 4), Shape(21, 20, 4, 8)}) {
+    for (const MolScanOp op :
+         {MolScanOp::kSearch, MolScanOp::kAverage, MolScanOp::kLogits, MolScanOp::kRescore}) {
+      for (const MolStorage storage : {MolStorage::kF32, MolStorage::kInt8}) {
+        int64_t before = 0;
+        for (const int64_t items : {0, 1, 31, 32, 33, 1000, 1 << 20, (1 << 23) + 5, 1 << 27}) {
+          const int64_t bytes =
+              MolWorkspaceBytes(stream(), shape, {op, storage, /*batch=*/7, items, /*k=*/2500});
+          EXPECT_GE(bytes, before);
+          before = bytes;
+        }
+        EXPECT_EQ(before > 0, GetParam().gpu()) << "the CPU works in host memory";
+      }
+    }
+  }
+}
+
+TEST_P(MolTest, AWorkspaceThatIsTooSmallIsRefused) {
+  if (!GetParam().gpu()) GTEST_SKIP() << "the CPU works in host memory";
+  const MolShape shape = Shape(2, 2, 8, 8);
+  const MolProblem problem(device_, shape, 2, 40, 71);
+  MolTestTable table(device_, shape, MolStorage::kF32, problem.items, false);
+  problem.Store(device_, table);
+  MolScan scan(device_, 2, problem.items, table.slots());
+  const MolAnswer answer(device_, 2, 3);
+  const TensorView enough = Workspace(MolScanOp::kSearch, shape, table, 2, 3);
+  const TensorView small = enough.Rows(0, enough.bytes() - 1);
+  EXPECT_DEATH(MolSearch(stream(), *problem.gate, problem.queries(), table.view(), scan.allowed(2),
+                         true, answer.view(), small, nullptr),
+               "the workspace has [0-9]+ bytes, needs ");
 }
 
 TEST_P(MolTest, AnEmptyTableAnswersNothing) {
@@ -360,7 +398,10 @@ TEST_P(MolTest, RescoringCandidatesGivesTheScansBits) {
     const std::vector<float> scores = Scores(problem, table);
     const MolAnswer answer(device_, problem.batch, 30);
     MolRescore(stream(), *problem.gate, problem.queries(), table.view(), device_.From(begin).view(),
-               device_.From(slots).view(), answer.view(), nullptr);
+               device_.From(slots).view(), answer.view(),
+               Workspace(MolScanOp::kRescore, shape, table, problem.batch, 30,
+                         static_cast<int64_t>(slots.size())),
+               nullptr);
     for (int64_t b = 0; b < problem.batch; ++b) {
       reference::Doubles row(problem.items, -INFINITY);
       for (int32_t c = begin[b]; c < begin[b + 1]; ++c) {

@@ -32,7 +32,7 @@ TEST_P(MolWideTest, BitsDoNotDependOnBatchSlotOrPruning) {
     for (int64_t b = 0; b < kQueries; b += 2) {
       const MolAnswer one(device_, 1, kK);
       MolSearch(stream(), *problem.gate, problem.queries(b, 1), table.view(), scan.allowed(1), true,
-                one.view(), nullptr);
+                one.view(), Workspace(MolScanOp::kSearch, shape, table, 1, kK), nullptr);
       for (int64_t i = 0; i < kK; ++i) ASSERT_EQ(one.keys[i], whole.keys[b * kK + i]);
     }
     // The same items in other lanes, with other neighbours.
@@ -51,7 +51,9 @@ TEST_P(MolWideTest, BitsDoNotDependOnBatchSlotOrPruning) {
     for (int64_t i = 0; i < kQueries * kItems; ++i) all.push_back(static_cast<int32_t>(i % kItems));
     const MolAnswer rescored(device_, kQueries, kK);
     MolRescore(stream(), *problem.gate, problem.queries(), table.view(), device_.From(begin).view(),
-               device_.From(all).view(), rescored.view(), nullptr);
+               device_.From(all).view(), rescored.view(),
+               Workspace(MolScanOp::kRescore, shape, table, kQueries, kK, kQueries * kItems),
+               nullptr);
     EXPECT_TRUE(rescored == whole);
   }
 }
@@ -66,7 +68,7 @@ TEST_P(MolWideTest, ListsOfEachLogitAreTheSortedDots) {
   const int64_t logits = shape.logits();
   const MolAnswer found(device_, 2 * logits, kK);
   MolLogitTopK(stream(), shape, problem.queries(), table.view(), scan.allowed(2), found.view(),
-               nullptr);
+               Workspace(MolScanOp::kLogits, shape, table, 2, kK), nullptr);
   const std::vector<double> expected = problem.Expected().logits;  // [2, kItems, L]
   for (int64_t list = 0; list < 2 * logits; ++list) {
     std::vector<double> best;

@@ -5,6 +5,7 @@
 
 #include "models/mol_model.h"
 #include "parallel/communicator.h"
+#include "runtime/retrieval_graphs.h"
 #include "runtime/retrieval_search.h"
 #include "tests/retrieval_files.h"
 #include "tests/runtime/failing_device.h"
@@ -122,6 +123,32 @@ TEST(RetrievalMemoryTest, ThePlanIsWhatADeviceGives) {
   EXPECT_EQ(place.device->allocated_bytes() - before, bytes.items + bytes.projection + places);
 }
 
+// Of the published heads: a table takes 5 % more than components and gates, at the most. These are
+// 2 bytes a value for bf16; for int8 one a component and still two a gate value.
+TEST(RetrievalMemoryTest, ATableTakesLittleMoreThanItsValues) {
+  const int64_t sizes[][3] = {{8, 4, 64}, {8, 4, 128}, {8, 8, 32}};
+  const std::unique_ptr<Device> device = Cpu();
+  const auto stream = device->NewStream().value();
+  for (const auto& [pq, px, d] : sizes) {
+    MolConfig config = SmallHead();
+    config.query_components = pq;
+    config.item_components = px;
+    config.component_dim = d;
+    const ScratchDir scratch;
+    WriteRandomHead(config, scratch.path(), 1);
+    const auto model = MolModel::Load(scratch.path(), *stream).value();
+    ItemShardOptions options;
+    options.capacity = 100'000;
+    for (const MolStorage storage : {MolStorage::kBF16, MolStorage::kInt8}) {
+      options.storage = storage;
+      const int64_t table = ItemShard::PlanBytes(*model, options, /*host_memory=*/true).table();
+      const int64_t values = px * d * (storage == MolStorage::kInt8 ? 1 : 2) + 2 * pq * px;
+      EXPECT_LE(static_cast<double>(table), 1.05 * 100'000 * static_cast<double>(values))
+          << pq << "x" << px << "x" << d;
+    }
+  }
+}
+
 // Whichever thread's turn it is: each item is what it would be in a table of its own.
 TEST(RetrievalMemoryTest, PutsOfSeveralThreadsDoNotMix) {
   Place place(Cpu());
@@ -208,8 +235,8 @@ TEST_F(RetrievalDeviceMemoryTest, ATableThatDoesNotFitNamesItsOwners) {
       EXPECT_NE(table.status().message().find(part), std::string::npos) << table.status();
     }
   }
-  // Components, scales, gates, places, means and their scales, what updates work in.
-  EXPECT_EQ(failures, 7);
+  // Components, gates, places, scales of both, means and their scales, what updates work in.
+  EXPECT_EQ(failures, 8);
 }
 
 TEST_F(RetrievalDeviceMemoryTest, ASearchWithoutMemoryFailsAndNothingElse) {
@@ -218,11 +245,15 @@ TEST_F(RetrievalDeviceMemoryTest, ASearchWithoutMemoryFailsAndNothingElse) {
   for (const RetrievalOptions& options : AllOptions()) {
     // The first of them finds no memory at all, the others too little.
     HostCudaTestHooks().allocating = [](size_t) { return NoMemory(); };
-    const auto failed = SearchTable(*table, SomeQueries(), options);
-    EXPECT_EQ(failed.status().code(), absl::StatusCode::kResourceExhausted);
-    for (const char* part : {"retrieval search: 3 queries with k 30 need ", "(queries ", ", masks ",
-                             ", answers ", "the device is full"}) {
-      EXPECT_NE(failed.status().message().find(part), std::string::npos) << failed.status();
+    const auto all_failed = SearchTable(*table, SomeQueries(), options);
+    ASSERT_TRUE(all_failed.ok()) << all_failed.status();
+    for (const RetrievalAnswer& failed : *all_failed) {
+      EXPECT_EQ(failed.status.code(), absl::StatusCode::kResourceExhausted);
+      EXPECT_FALSE(failed.exact);
+      for (const char* part : {"retrieval search: a batch of 1 with k 30 needs ", "(queries ",
+                               ", masks ", ", answers ", ", kernels ", "the device is full"}) {
+        EXPECT_NE(failed.status.message().find(part), std::string::npos) << failed.status;
+      }
     }
     EXPECT_TRUE(table->Upsert(SomeItems(0, 10, 1)).ok()) << "an update needs none";
     HostCudaTestHooks().allocating = nullptr;
@@ -230,6 +261,53 @@ TEST_F(RetrievalDeviceMemoryTest, ASearchWithoutMemoryFailsAndNothingElse) {
     ASSERT_TRUE(answers.ok()) << answers.status();
     for (const RetrievalAnswer& answer : *answers) EXPECT_TRUE(answer.exact);
     table->search_memory().Take(*place_.device, 0).value();  // and lets it go
+  }
+}
+
+// One query asks for more than there is; those beside it, and those after it, have what they had.
+TEST_F(RetrievalDeviceMemoryTest, AQueryThatDoesNotFitFailsAlone) {
+  const auto table = place_.Table().value();
+  ASSERT_TRUE(table->Upsert(SomeItems(0, kItems, 1)).ok());
+  const RetrievalOptions options = AllOptions()[1];
+  std::vector<RetrievalQuery> queries = SomeQueries();
+  const std::vector<RetrievalAnswer> alone = SearchTable(*table, queries, options).value();
+  const int64_t warm = place_.device->allocated_bytes();
+  queries[1].exclude_ids.resize(1'000'000, 5);  // 4 MB of slots
+  size_t largest = 0;
+  HostCudaTestHooks().allocating = [&largest](size_t bytes) {
+    largest = std::max(largest, bytes);
+    return bytes > 4'000'000 ? NoMemory() : absl::OkStatus();
+  };
+  const std::vector<RetrievalAnswer> answers = SearchTable(*table, queries, options).value();
+  EXPECT_GT(largest, 4'000'000u);
+  EXPECT_EQ(answers[1].status.code(), absl::StatusCode::kResourceExhausted);
+  for (const size_t i : {size_t{0}, size_t{2}}) {
+    EXPECT_TRUE(answers[i].status.ok()) << answers[i].status;
+    EXPECT_EQ(answers[i].ids, alone[i].ids);
+    EXPECT_EQ(answers[i].scores, alone[i].scores);
+  }
+  EXPECT_GE(place_.device->allocated_bytes(), warm);
+  queries[1].exclude_ids.clear();
+  EXPECT_TRUE(SearchTable(*table, queries, options).value()[1].status.ok());
+}
+
+// Nothing that a replay needs is read where the host cannot read it, or taken when it runs.
+TEST_F(RetrievalDeviceMemoryTest, ReplayedSearchesTakeNothingOfTheKernels) {
+  const auto table = place_.Table().value();
+  ASSERT_TRUE(table->Upsert(SomeItems(0, kItems, 1)).ok());
+  const RetrievalOptions options = AllOptions()[1];
+  const std::vector<RetrievalAnswer> eager = SearchTable(*table, SomeQueries(), options).value();
+  const auto graphs =
+      RetrievalGraphs::Create(*table, place_.group, {.k = options.k, .batches = {4}}).value();
+  table->search_memory().Take(*place_.device, 0).value();  // and lets it go
+  const int64_t made = place_.device->allocated_bytes();
+  const std::vector<RetrievalAnswer> replayed =
+      SearchTable(*table, SomeQueries(), options, {.graphs = graphs.get()}).value();
+  EXPECT_EQ(graphs->stats().replays, 1);
+  EXPECT_LT(place_.device->allocated_bytes() - made, graphs->bytes());
+  for (size_t i = 0; i < eager.size(); ++i) {
+    EXPECT_EQ(replayed[i].ids, eager[i].ids);
+    EXPECT_EQ(replayed[i].scores, eager[i].scores);
   }
 }
 

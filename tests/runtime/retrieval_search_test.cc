@@ -128,6 +128,51 @@ TEST_F(RetrievalTest, EveryShardingBatchModeAndKGivesTheSameBits) {
   }
 }
 
+// Another communicator's calls, with the bytes that this rank gives to its gathers.
+class CountingCommunicator final : public Communicator {
+ public:
+  explicit CountingCommunicator(Communicator* to) : to_(to) {
+    rank_ = to->rank();
+    size_ = to->size();
+  }
+  int64_t gathered_bytes = 0;
+
+ private:
+  void DoAllReduceSum(Stream& stream, TensorView data) override { to_->AllReduceSum(stream, data); }
+  void DoAllGather(Stream& stream, ConstTensorView in, TensorView out) override {
+    gathered_bytes += in.bytes();
+    to_->AllGather(stream, in, out);
+  }
+  int64_t DoSend(Stream& stream, ConstTensorView data, int peer) override {
+    return to_->Send(stream, data, peer);
+  }
+  void DoWaitSend(Stream& stream, int64_t ticket) override { to_->WaitSend(stream, ticket); }
+  void DoRecv(Stream& stream, TensorView data, int peer) override { to_->Recv(stream, data, peer); }
+  Communicator* const to_;
+};
+
+TEST_F(RetrievalTest, APlaceCrossesRanksAsTwelveBytes) {
+  const auto model = Model(SmallHead());
+  constexpr int64_t kItems = 200, kQueries = 3, kBest = 10;
+  TestItems items = RandomItems(kItems, 10, 5);
+  CountingCommunicator counting(job_.communicator);
+  const RetrievalGroup group = {&World(), &counting, &device_.stream()};
+  const std::vector<RetrievalQuery> queries = Queries(*model, kQueries, 9);
+  for (const bool ties : {false, true}) {
+    // The last row of the last rank is the first of the first; all are asked for, so both come.
+    if (ties) std::copy_n(items.embeddings.begin(), 10, items.embeddings.end() - 10);
+    const int64_t k = ties ? kItems : kBest;
+    const std::string path = File(ties ? "ties.safetensors" : "items.safetensors",
+                                  [&](const std::string& path) { WriteItems(items, path); });
+    const auto table = Build(group, *model, path), whole = Build(alone_, *model, path);
+    counting.gathered_bytes = 0;
+    const auto answers = Search(*table, queries, Options(RetrievalMode::kPruned, k));
+    ExpectSame(answers, Search(*whole, queries, Options(RetrievalMode::kPruned, k)));
+    const bool open = ties && group.size() > 1;
+    EXPECT_EQ(counting.gathered_bytes, kQueries * k * (open ? 16 : 12));
+  }
+}
+
 TEST_F(RetrievalTest, CertifiedAnswersAreTheExactOnes) {
   const auto model = Model(SmallHead());
   const std::string path = File("items.safetensors", [&](const std::string& path) {

@@ -5,9 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <fstream>
 #include <map>
 
+#include "absl/strings/str_format.h"
+#include "nlohmann/json.hpp"
 #include "tests/runtime/retrieval_fixture.h"
 
 namespace trireme {
@@ -307,6 +310,51 @@ TEST_F(RetrievalTableTest, ABrokenSnapshotIsNamedAndAnInterruptedOneLeavesTheOld
     std::ofstream(dir + "/table.json") << text;
   });
   EXPECT_NE(error().find("table.json: is corrupt"), std::string::npos);
+}
+
+// table.json as the program before wrote it. The checksum is that of runtime/retrieval_snapshot.cc.
+void WriteVersion(const std::string& path, int version) {
+  nlohmann::ordered_json manifest = nlohmann::ordered_json::parse(std::ifstream(path));
+  manifest["version"] = version;
+  manifest.erase("checksum");
+  const std::string body = manifest.dump();
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (size_t i = 0; i < body.size(); i += 8) {
+    uint64_t word = 0;
+    std::memcpy(&word, body.data() + i, std::min<size_t>(8, body.size() - i));
+    hash = (hash ^ word) * 0x100000001b3u;
+    hash ^= hash >> 32;
+  }
+  manifest["checksum"] = absl::StrFormat("%016x", hash);
+  std::ofstream(path) << manifest.dump(2) + "\n";
+}
+
+TEST_F(RetrievalTableTest, SnapshotsOfOtherVersionsAreReadOrRefused) {
+  const auto model = Model(SmallHead());
+  const std::string path = Items("items.safetensors", RandomItems(300, kDim, 35));
+  const std::vector<RetrievalQuery> queries = Queries(*model, 3, 36);
+  for (const MolStorage storage : {MolStorage::kF32, MolStorage::kBF16, MolStorage::kInt8}) {
+    RetrievalTableOptions options;
+    options.storage = storage;
+    const auto table = Build(job_, *model, path, options);
+    const std::string dir = dir_ + "/snapshot";
+    ASSERT_TRUE(table->SaveSnapshot(dir).ok());
+    const auto load = [&](int version) {
+      World().Barrier();
+      if (World().rank() == 0) WriteVersion(dir + "/table.json", version);
+      World().Barrier();
+      return RetrievalTable::LoadSnapshot(job_, *model, dir, {});
+    };
+    EXPECT_NE(load(3).status().message().find("has version 3; this program reads versions 1 to 2"),
+              std::string::npos);
+    const auto old = load(1);
+    if (storage == MolStorage::kInt8) {
+      EXPECT_NE(old.status().message().find("has version 1, whose int8 rows"), std::string::npos);
+      continue;
+    }
+    ASSERT_TRUE(old.ok()) << old.status();
+    ExpectSame(Search(**old, queries, Pruned(20)), Search(*table, queries, Pruned(20)));
+  }
 }
 
 TEST_F(RetrievalTableTest, BadFilesAreNamed) {

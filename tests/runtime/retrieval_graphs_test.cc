@@ -1,0 +1,226 @@
+// Searches that are replayed, in the emulator: the answers are those without graphs, bit for bit,
+// whatever happens to the table meanwhile; what cannot be replayed runs as before and is counted.
+// Run on 1 and 2 ranks.
+#include "runtime/retrieval_graphs.h"
+
+#include <string>
+
+#include "runtime/retrieval_service.h"
+#include "tests/runtime/retrieval_fixture.h"
+#if defined(TRIREME_HOST_CUDA)
+#include "tests/host_cuda/device.h"
+#endif
+
+namespace trireme {
+namespace {
+
+TEST_F(RetrievalTest, ADeviceThatDoesItsWorkAtOnceReplaysNothing) {
+  const auto model = Model(SmallHead());
+  const std::string path = File("items.safetensors", [](const std::string& path) {
+    WriteItems(RandomItems(100, 10, 5), path);
+  });
+  const auto table = Build(job_, *model, path);
+  const auto graphs = RetrievalGraphs::Create(*table, job_, {.k = 10}).value();
+  const std::vector<RetrievalQuery> queries = Queries(*model, 3, 9);
+  RetrievalOptions options;
+  options.k = 10;
+  const auto answers = SearchTable(*table, queries, options, {.graphs = graphs.get()}).value();
+  ExpectSame(answers, Search(*table, queries, options));
+  EXPECT_EQ(graphs->stats().eager_runs(EagerReason::kDevice), 1);
+  EXPECT_EQ(graphs->bytes(), 0);
+}
+
+#if !defined(TRIREME_HOST_CUDA)
+TEST(RetrievalGraphsTest, NeedsTheEmulator) {
+  GTEST_SKIP() << "SKIPPED: graphs in the emulator: no cuda_bf16.h";
+}
+#else
+
+constexpr int64_t kItems = 500, kDim = 10, kBest = 12;
+
+std::vector<float> Row(uint64_t seed) {
+  std::vector<float> row(kDim);
+  for (int64_t k = 0; k < kDim; ++k) row[k] = static_cast<float>(RandomValue(seed, k));
+  return row;
+}
+
+class RetrievalGraphsTest : public RetrievalTest {
+ protected:
+  RetrievalGraphsTest() {
+    group_ = {&World(), groups_->tp.get(), stream_.get()};
+    WriteRandomHead(SmallHead(), head_.path(), 1);
+    model_ = MolModel::Load(head_.path(), *stream_).value();
+    items_ = RandomItems(kItems, kDim, 5, /*attributes=*/true);
+    path_ = File("items.safetensors", [&](const std::string& path) { WriteItems(items_, path); });
+  }
+  ~RetrievalGraphsTest() override { HostCudaTestHooks() = {}; }
+
+  std::unique_ptr<RetrievalTable> Table(MolStorage storage = MolStorage::kF32) {
+    RetrievalTableOptions options;
+    options.storage = storage;
+    options.capacity = kItems + 50;
+    return Build(group_, *model_, path_, options);
+  }
+  static RetrievalGraphOptions Options() {
+    RetrievalGraphOptions options;
+    options.k = kBest;
+    options.modes = {RetrievalMode::kExact, RetrievalMode::kPruned};
+    options.batches = {1, 4, 9};
+    options.max_excluded = 6;
+    return options;
+  }
+  // With filters, and slots that are excluded.
+  std::vector<RetrievalQuery> SomeQueries(int64_t count, uint64_t seed) const {
+    std::vector<RetrievalQuery> queries = Queries(*model_, count, seed);
+    for (int64_t b = 0; b < count; ++b) {
+      if (b % 3 == 1) queries[b].filter = "(a | b)";
+      if (b % 4 == 2) queries[b].filter = "!a";
+      if (b % 5 == 0) queries[b].exclude_ids = {items_.ids[b], items_.ids[100 + b]};
+    }
+    return queries;
+  }
+  static RetrievalOptions Best(RetrievalMode mode, int64_t k = kBest) {
+    RetrievalOptions options;
+    options.mode = mode;
+    options.k = k;
+    return options;
+  }
+  // With graphs and without: the same.
+  void ExpectEqual(const RetrievalTable& table, RetrievalGraphs& graphs,
+                   const std::vector<RetrievalQuery>& queries, const RetrievalOptions& options) {
+    const auto answers = SearchTable(table, queries, options, {.graphs = &graphs});
+    ASSERT_TRUE(answers.ok()) << answers.status();
+    ExpectSame(*answers, Search(table, queries, options));
+  }
+
+  std::unique_ptr<Device> emulated_ = NewHostCudaDevice();
+  std::unique_ptr<Stream> stream_ = emulated_->NewStream().value();
+  RetrievalGroup group_;
+  ScratchDir head_;
+  std::unique_ptr<MolModel> model_;
+  TestItems items_;
+  std::string path_;
+};
+
+TEST_F(RetrievalGraphsTest, ReplaysGiveTheBitsOfEagerSearches) {
+  for (const MolStorage storage : {MolStorage::kF32, MolStorage::kBF16, MolStorage::kInt8}) {
+    const auto table = Table(storage);
+    const auto graphs = RetrievalGraphs::Create(*table, group_, Options()).value();
+    EXPECT_EQ(graphs->stats().graphs, 6);
+    EXPECT_GT(graphs->bytes(), 0);
+    int64_t searches = 0;
+    for (int64_t round = 0; round < 4; ++round) {
+      // Larger and smaller batches in turn: what the one before left must not show.
+      for (const int64_t batch : {9, 1, 3, 4, 6, 2}) {
+        for (const RetrievalMode mode : {RetrievalMode::kExact, RetrievalMode::kPruned}) {
+          ExpectEqual(*table, *graphs, SomeQueries(batch, 20 + 10 * round + batch), Best(mode));
+          ++searches;
+        }
+      }
+      // The table goes on under the graphs.
+      table->Delete({items_.ids[3 * round], items_.ids[200 + round]});
+      RetrievalItems more{{100'000 + round}, Row(round), {1}};
+      ASSERT_TRUE(table->Upsert(more).ok());
+      more.ids[0] = items_.ids[300 + round];
+      ASSERT_TRUE(table->Upsert(more).ok());
+    }
+    EXPECT_EQ(graphs->stats().replays, searches);
+    for (int reason = 0; reason < kEagerReasons; ++reason)
+      EXPECT_EQ(graphs->stats().eager[reason], 0) << reason;
+  }
+}
+
+TEST_F(RetrievalGraphsTest, WhatHasNoGraphRunsEagerlyAndIsCounted) {
+  const auto table = Table();
+  const auto graphs = RetrievalGraphs::Create(*table, group_, Options()).value();
+  int64_t eager = 0;
+  const auto expect_eager = [&](const std::vector<RetrievalQuery>& queries,
+                                const RetrievalOptions& options) {
+    ExpectEqual(*table, *graphs, queries, options);
+    EXPECT_EQ(graphs->stats().eager_runs(EagerReason::kNotCaptured), ++eager);
+  };
+  expect_eager(SomeQueries(10, 7), Best(RetrievalMode::kPruned));            // too many queries
+  expect_eager(SomeQueries(2, 7), Best(RetrievalMode::kPruned, kBest + 1));  // another k
+  std::vector<RetrievalQuery> queries = SomeQueries(2, 7);
+  queries[1].exclude_ids.assign(items_.ids.begin(), items_.ids.begin() + 20);  // too many slots
+  expect_eager(queries, Best(RetrievalMode::kExact));
+  RetrievalCounts counts;
+  RetrievalContext context;
+  context.counts = &counts;
+  context.graphs = graphs.get();
+  ASSERT_TRUE(SearchTable(*table, queries, Best(RetrievalMode::kExact), context).ok());
+  EXPECT_EQ(graphs->stats().eager_runs(EagerReason::kNotCaptured), ++eager);
+  EXPECT_GT(counts.scan.pairs, 0);
+  EXPECT_EQ(graphs->stats().replays, 0);
+}
+
+TEST_F(RetrievalGraphsTest, GraphsThatAreOffOrCannotBeCapturedCostNothingElse) {
+  const auto table = Table();
+  RetrievalGraphOptions options = Options();
+  options.never = EagerReason::kOff;
+  const auto off = RetrievalGraphs::Create(*table, group_, options).value();
+  ExpectEqual(*table, *off, SomeQueries(3, 8), Best(RetrievalMode::kPruned));
+  EXPECT_EQ(off->stats().eager_runs(EagerReason::kOff), 1);
+  EXPECT_EQ(off->bytes(), 0);
+
+  // On the last rank alone: there is nothing of the others in what is captured.
+  std::vector<std::string> warnings;
+  options = Options();
+  options.warn = [&](const std::string& line) { warnings.push_back(line); };
+  const bool here = World().rank() == World().size() - 1;
+  if (here) HostCudaTestHooks().captured = [] { return absl::InternalError("no captures today"); };
+  const auto failed = RetrievalGraphs::Create(*table, group_, options).value();
+  HostCudaTestHooks().captured = nullptr;
+  ExpectEqual(*table, *failed, SomeQueries(3, 8), Best(RetrievalMode::kPruned));
+  EXPECT_EQ(failed->stats().replays, here ? 0 : 1);
+  EXPECT_EQ(failed->stats().refusals(EagerReason::kCaptureFailed), here ? 6 : 0);
+  ASSERT_EQ(warnings.size(), here ? 1u : 0u);
+  if (here) {
+    EXPECT_NE(warnings[0].find("exact search of 1 runs without a graph"), std::string::npos);
+  }
+}
+
+TEST_F(RetrievalGraphsTest, OneRankWithoutMemoryIsAStatusOnAll) {
+  const auto table = Table();
+  if (World().rank() == World().size() - 1) {
+    HostCudaTestHooks().allocating = [](size_t) {
+      return absl::ResourceExhaustedError("the device is full");
+    };
+  }
+  const auto graphs = RetrievalGraphs::Create(*table, group_, Options());
+  EXPECT_EQ(graphs.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_NE(graphs.status().message().find("searches of up to 9 queries with k 12 need"),
+            std::string::npos)
+      << graphs.status();
+}
+
+TEST_F(RetrievalGraphsTest, AServiceReplays) {
+  const auto table = Table();
+  const auto graphs = RetrievalGraphs::Create(*table, group_, Options()).value();
+  const std::vector<RetrievalQuery> queries = SomeQueries(4, 30);
+  const auto expected = Search(*table, queries, Best(RetrievalMode::kPruned));
+  RetrievalService service(group_, {.max_batch = 4});
+  service.AddTable(table.get(), graphs.get());
+  if (World().rank() > 0) {
+    service.Follow();
+  } else {
+    std::vector<RetrievalAnswer> answers;
+    for (const RetrievalQuery& query : queries) {
+      RetrievalRequest request;
+      request.query = query;
+      request.options = Best(RetrievalMode::kPruned);
+      request.done = [&](RetrievalAnswer answer) { answers.push_back(std::move(answer)); };
+      ASSERT_TRUE(service.Submit(std::move(request)).ok());
+    }
+    service.Stop();
+    service.Run();
+    service.Finish();
+    ExpectSame(answers, expected);
+  }
+  EXPECT_EQ(graphs->stats().replays, 1);
+}
+
+#endif
+
+}  // namespace
+}  // namespace trireme
