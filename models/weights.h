@@ -67,10 +67,10 @@ Range PieceOfSpec(const WeightSpec& spec, int part, int parts);
 class WeightLoader {
  public:
   static absl::StatusOr<std::unique_ptr<WeightLoader>> Open(const std::string& model_dir);
-  // That every spec is there with its shape and a float dtype, and nothing else that would take part
-  // in the computation: all problems of a checkpoint are found before anything is read. `specs` are
-  // the whole model's. Tensors outside of "model.", and the rotary tables that old checkpoints have
-  // there, are ignored.
+  // That every spec is there with its shape and a float dtype, and nothing else that would take
+  // part in the computation: all problems of a checkpoint are found before anything is read.
+  // `specs` are the whole model's. Tensors outside of "model.", and the rotary tables that old
+  // checkpoints have there, are ignored.
   absl::Status Check(const std::vector<WeightSpec>& specs) const;
   // What Load will read for this part's piece. REQUIRES: Check has passed.
   int64_t PieceBytes(const WeightSpec& spec, int part, int parts) const;
