@@ -2,6 +2,7 @@
 // command. Exit status: 0 done, 1 failure, 2 usage, 130 interrupted. Rank 0 alone speaks, in one
 // line.
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -39,7 +40,7 @@
 namespace trireme {
 namespace {
 
-volatile std::sig_atomic_t g_speaks = 1;   // only rank 0 does
+volatile std::sig_atomic_t g_speaks = 1;   // only rank 0 does, or its supervisor
 volatile std::sig_atomic_t g_follows = 0;  // a rank that leaves after rank 0
 
 // Where ranks watch each other it is for the failure detector to say what this signal means.
@@ -247,6 +248,7 @@ int Main(int argc, char** argv) {
   // rank 0 has a line to say before.
   std::signal(SIGTERM, parse_failure ? SIG_IGN : OnInterrupt);
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);    // a write that is too much fails, and that is said
   std::optional<StartWatch> start;  // until the ranks watch each other
   if (launch.launcher != Launcher::kAlone && launch.ranks != 1 && job.failure_timeout > 0.0)
     start.emplace(StartWatchOptions{job.start_timeout, launch.rank, launch.ranks});
@@ -257,7 +259,7 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr, "trireme: %s\n", std::string(control.status().message()).c_str());
     return 1;
   }
-  g_speaks = (*control)->rank() == 0;
+  g_speaks = (*control)->rank() == 0 && !StartedBySupervisor();
   g_follows = (*control)->rank() != 0;
   if (parse_failure) return parse_failure((*control)->rank() == 0);
 
@@ -339,6 +341,12 @@ int Main(int argc, char** argv) {
 }  // namespace trireme
 
 int main(int argc, char** argv) {
+  // Where one is closed, the next file to be opened would get its number, and what is printed.
+  // Nothing can be written to this one.
+  for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (fcntl(stream, F_GETFD) < 0) [[maybe_unused]]
+      const int nothing = open("/dev/null", O_RDONLY);
+  }
   if (argc == 2 && std::string(argv[1]) == trireme::kMpiTrial) return trireme::TrialMain();
   const int exit_status = trireme::Main(argc, argv);
   trireme::RemoveJobFolder();

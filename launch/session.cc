@@ -21,6 +21,7 @@
 #include "absl/time/time.h"
 #include "kernels/cuda_module.h"
 #include "kernels/status.h"
+#include "launch/supervisor.h"
 #include "models/memory_plan.h"
 #include "parallel/failure_detector.h"
 #include "runtime/wire.h"
@@ -314,7 +315,9 @@ std::string DescribeBytesPerRank(const Worker& worker) {
 
 absl::Status WatchRanks(ControlPlane& control, const JobFlags& flags) {
   if (flags.failure_timeout == 0.0) return absl::OkStatus();
-  FailureDetectorOptions options{.timeout_s = flags.failure_timeout, .record_dir = ""};
+  FailureDetectorOptions options{.timeout_s = flags.failure_timeout,
+                                 .record_dir = "",
+                                 .says_interrupted = !StartedBySupervisor()};
   if (flags.flight_records != "none") {
     const char* const temporary = std::getenv("TMPDIR");
     std::string base = flags.flight_records;

@@ -135,27 +135,24 @@ class LeftoverWatch {
   Clock::time_point since_ = Clock::now(), look_at_;
 };
 
+// Ranks that somebody supervises say nothing of it.
+int Interrupted() {
+  std::fputs("\ntrireme: interrupted\n", stderr);
+  return kInterruptedStatus;
+}
+
 class Supervisor {
  public:
-  // `speaks` of an interruption: the mpirun of Open MPI 5 drops what ranks still say once it has
-  // been told to end.
-  Supervisor(const SupervisorOptions& options, bool speaks) : options_(options), speaks_(speaks) {}
+  explicit Supervisor(const SupervisorOptions& options) : options_(options) {}
 
   int Run() {
     prctl(PR_SET_CHILD_SUBREAPER, 1);
-    struct sigaction action = {};
-    action.sa_handler = OnSignal;
-    sigaction(SIGINT, &action, nullptr);
-    sigaction(SIGTERM, &action, nullptr);
     signal(SIGPIPE, SIG_IGN);
     for (int attempt = 0;; ++attempt) {
       const std::optional<int> status = RunOnce();
       WaitForAll(kRanksLeave);
       folder_.Empty();
-      if (g_signal.load() != 0) {
-        if (speaks_) std::fputs("\ntrireme: interrupted\n", stderr);
-        return kInterruptedStatus;
-      }
+      if (g_signal.load() != 0) return Interrupted();
       if (!output_ok_) {
         std::fprintf(stderr, "trireme: standard output cannot be written: %s\n",
                      std::strerror(output_error_));
@@ -330,7 +327,6 @@ class Supervisor {
   }
 
   const SupervisorOptions& options_;
-  const bool speaks_;
   const JobFolder folder_;
   JobHistory history_;
   std::optional<Clock::time_point> submitted_;
@@ -354,6 +350,10 @@ void ForgetSlurm() {
 bool StartedBySupervisor() { return std::getenv(kSupervised) != nullptr; }
 
 int RunSupervised(const SupervisorOptions& options) {
+  struct sigaction action = {};
+  action.sa_handler = OnSignal;
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
   SetSingleNodeEnvironment();
   ForgetSlurm();
   Environment environment = CollectEnvironment({.programs = true, .root = {}});
@@ -361,12 +361,13 @@ int RunSupervised(const SupervisorOptions& options) {
   Findings findings = CheckLaunch(environment);
   for (Finding& finding : CheckMpirun(environment, {.tp = options.ranks}))
     findings.push_back(std::move(finding));
+  if (g_signal.load() != 0) return Interrupted();
   for (const Finding& finding : findings) {
     if (finding.severity == Severity::kError)
       std::fprintf(stderr, "trireme: %s\n", finding.Line().c_str());
   }
   if (HasError(findings)) return 1;
-  return Supervisor(options, absl::StartsWith(environment.mpi_loaded, "5.")).Run();
+  return Supervisor(options).Run();
 }
 
 }  // namespace trireme

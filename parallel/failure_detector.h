@@ -36,6 +36,8 @@ struct FailureDetectorOptions {
   // After a failure each rank's flight records are written to record_dir/rank-N.json, and what was
   // printed to record_dir/failure.txt; the folder is made then. Empty: nothing is written.
   std::string record_dir;
+  // Rank 0 prints a line when the job is interrupted; else who started the ranks does.
+  bool says_interrupted = true;
 };
 
 class FailureDetector {

@@ -198,7 +198,7 @@ void FailureDetector::Impl::LetGo() {
 
 void FailureDetector::Impl::Interrupted() {
   if (rank == 0) {
-    WriteError("\ntrireme: interrupted\n");
+    if (options.says_interrupted) WriteError("\ntrireme: interrupted\n");
     std::this_thread::sleep_for(std::chrono::nanoseconds(kLastWordNs));
   }
   // mpirun kills the others as soon as one has left: rank 0 goes first, which has the last word.
