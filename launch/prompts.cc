@@ -20,45 +20,54 @@ using Json = nlohmann::json;
 
 constexpr int64_t kMaxTokens = int64_t{1} << 40;  // as --max-tokens
 
-// Each gives false, and may leave `out` alone, when the value is not of its kind.
+// Each gives what the value must be, and may leave `out` alone, when it is not of its kind; else
+// nothing.
+using Must = std::string;
+
 template <typename T>
-bool Integer(const Json& value, int64_t lowest, int64_t highest, T* out) {
-  if (!value.is_number_integer()) return false;
+Must Integer(const Json& value, int64_t lowest, int64_t highest, T* out) {
+  const Must must = absl::StrCat("a whole number from ", lowest, " to ", highest);
+  if (!value.is_number_integer()) return must;
   // Unsigned values above INT64_MAX would turn negative.
   if (value.is_number_unsigned() && value.get<uint64_t>() > static_cast<uint64_t>(highest))
-    return false;
+    return must;
   const int64_t number = value.get<int64_t>();
   *out = static_cast<T>(number);
-  return number >= lowest && number <= highest;
+  return number >= lowest && number <= highest ? "" : must;
 }
-bool Seed(const Json& value, uint64_t* out) {
-  if (value.is_number_unsigned()) *out = value.get<uint64_t>();
-  return value.is_number_unsigned();
+Must Seed(const Json& value, uint64_t* out) {
+  if (!value.is_number_unsigned()) return absl::StrCat("a whole number from 0 to ", UINT64_MAX);
+  *out = value.get<uint64_t>();
+  return "";
 }
-bool Integers(const Json& value, std::vector<TokenId>* out) {
-  if (!value.is_array()) return false;
+Must Integers(const Json& value, std::vector<TokenId>* out) {
+  const Must must = "an array of token ids";
+  if (!value.is_array()) return must;
   for (const Json& element : value) {
-    if (!Integer(element, 0, INT32_MAX, &out->emplace_back())) return false;
+    if (!Integer(element, 0, INT32_MAX, &out->emplace_back()).empty()) return must;
   }
-  return true;
+  return "";
 }
-bool Number(const Json& value, float* out) {
-  if (value.is_number()) *out = value.get<float>();
-  return value.is_number();
+Must Number(const Json& value, float* out) {
+  if (!value.is_number()) return "a number";
+  *out = value.get<float>();
+  return "";
 }
-bool Boolean(const Json& value, bool* out) {
-  if (value.is_boolean()) *out = value.get<bool>();
-  return value.is_boolean();
+Must Boolean(const Json& value, bool* out) {
+  if (!value.is_boolean()) return "true or false";
+  *out = value.get<bool>();
+  return "";
 }
-bool Strings(const Json& value, std::vector<std::string>* out) {
+Must Strings(const Json& value, std::vector<std::string>* out) {
+  const Must must = "a string or an array of strings";
   out->clear();
   if (value.is_string()) out->push_back(value.get<std::string>());
-  if (!value.is_array()) return value.is_string();
+  if (!value.is_array()) return value.is_string() ? "" : must;
   for (const Json& element : value) {
-    if (!element.is_string()) return false;
+    if (!element.is_string()) return must;
     out->push_back(element.get<std::string>());
   }
-  return true;
+  return "";
 }
 
 class Collector {
@@ -136,52 +145,50 @@ class Collector {
     std::vector<TokenId> ids;
     for (const auto& [key, value] : object.items()) {
       SamplingParams& s = like.sampling;
-      bool known = true,
-           ok = true;  // a value of the wrong type or out of its type's range is not ok
+      bool known = true;
+      Must must;
       if (key == "prompt")
-        ok = value.is_string(), prompt = &value;
+        must = value.is_string() ? "" : "a string", prompt = &value;
       else if (key == "prompt_ids")
-        ok = Integers(value, &ids);
+        must = Integers(value, &ids);
       else if (key == "max_tokens")
-        ok = Integer(value, 1, kMaxTokens, &like.max_tokens);
+        must = Integer(value, 1, kMaxTokens, &like.max_tokens);
       else if (key == "n")
-        ok = Integer(value, 1, 1024, &like.n);
+        must = Integer(value, 1, 1024, &like.n);
       else if (key == "priority")
-        ok = Integer(value, -1000, 1000, &like.priority);
+        must = Integer(value, -1000, 1000, &like.priority);
       else if (key == "temperature")
-        ok = Number(value, &s.temperature);
+        must = Number(value, &s.temperature);
       else if (key == "top_k")
-        ok = Integer(value, 0, INT32_MAX, &s.top_k);
+        must = Integer(value, 0, INT32_MAX, &s.top_k);
       else if (key == "top_p")
-        ok = Number(value, &s.top_p);
+        must = Number(value, &s.top_p);
       else if (key == "min_p")
-        ok = Number(value, &s.min_p);
+        must = Number(value, &s.min_p);
       else if (key == "repetition_penalty")
-        ok = Number(value, &s.repetition_penalty);
+        must = Number(value, &s.repetition_penalty);
       else if (key == "presence_penalty")
-        ok = Number(value, &s.presence_penalty);
+        must = Number(value, &s.presence_penalty);
       else if (key == "frequency_penalty")
-        ok = Number(value, &s.frequency_penalty);
+        must = Number(value, &s.frequency_penalty);
       else if (key == "seed")
-        ok = Seed(value, &s.seed);
+        must = Seed(value, &s.seed);
       else if (key == "logprobs")
-        ok = Integer(value, 0, kMaxLogprobs, &s.logprobs);
+        must = Integer(value, 0, kMaxLogprobs, &s.logprobs);
       else if (key == "ignore_eos")
-        ok = Boolean(value, &ignore_eos);
+        must = Boolean(value, &ignore_eos);
       else if (key == "stop")
-        ok = Strings(value, &like.stop);
+        must = Strings(value, &like.stop);
       else
         known = false;
       if (!known)
         return absl::InvalidArgumentError(absl::StrCat(where, ": unknown key \"", key, "\""));
-      if (!ok) {
-        return absl::InvalidArgumentError(
-            absl::StrCat(where, ": \"", key, "\" has a value of the wrong type, or out of range"));
-      }
+      if (!must.empty())
+        return absl::InvalidArgumentError(absl::StrCat(where, ": \"", key, "\" must be ", must));
     }
     if ((prompt == nullptr) == ids.empty()) {
       return absl::InvalidArgumentError(
-          absl::StrCat(where, ": needs either \"prompt\" or \"prompt_ids\""));
+          absl::StrCat(where, ": needs one of \"prompt\" and \"prompt_ids\", and not both"));
     }
     if (prompt != nullptr) return AddText(where, prompt->get<std::string>(), like, ignore_eos);
     return Add(where, std::move(ids), "", like, ignore_eos);
@@ -189,7 +196,8 @@ class Collector {
 
   absl::Status AddFile(const std::string& path) {
     ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
-    std::istringstream in(text);
+    // Some editors put a byte order mark in front, which is no text.
+    std::istringstream in(absl::StartsWith(text, "\xef\xbb\xbf") ? text.substr(3) : text);
     std::string line;
     const size_t before = requests_.size();
     for (int64_t number = 1; std::getline(in, line); ++number) {

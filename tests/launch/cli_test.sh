@@ -153,7 +153,7 @@ expect 1 'p.jsonl:1.*temprature' "$trireme" generate "$model" --prompts "$work/p
 printf '{"prompt": "a"}\n\n{"prompt": "a", "seed": 1, "seed": 2}\n' >"$work/p.jsonl"
 expect 1 'p.jsonl:3: has the key "seed" twice in one object' "$trireme" generate "$model" --prompts "$work/p.jsonl"
 printf '{"prompt": "a", "seed": -1}\n' >"$work/p.jsonl"
-expect 1 'p.jsonl:1: "seed" has a value' "$trireme" generate "$model" --prompts "$work/p.jsonl"
+expect 1 'p.jsonl:1: "seed" must be a whole number' "$trireme" generate "$model" --prompts "$work/p.jsonl"
 printf '{"prompt": "a", "seed": 18446744073709551615, "max_tokens": 2}\n' >"$work/p.jsonl"
 expect 0 'first token' "$trireme" generate "$model" --prompts "$work/p.jsonl"
 printf '{"prompt": "a"\n' >"$work/p.jsonl"
@@ -277,19 +277,6 @@ for make in 'mkdir' 'mkfifo' 'ln -s /dev/zero'; do
     rm -r "${work:?}/odd/$name"
   done
 done
-
-# Without a folder for its files MPI would crash, or mpirun end with pages.
-for folder in /dev/null /proc "$work/nothere"; do
-  expect 1 "MPI keeps files of its own in $folder, .*\(session-folder\)" env TMPDIR="$folder" "$trireme" generate "$model" --prompt x
-  expect 1 "MPI keeps files of its own in $folder" env TMPDIR="$folder" "$trireme" generate "$model" --ranks 2 --prompt x
-  expect_doctor 1 "MPI keeps files of its own in $folder" env TMPDIR="$folder" "$trireme" doctor
-done
-
-# The doctor looks at weights as loading would.
-mkdir "$work/short"; cp "$(readlink -f "$model")/config.json" "$work/short/"
-expect_doctor 1 'has neither model.safetensors nor' "$trireme" doctor "$work/short"
-echo x >"$work/short/model.safetensors"
-expect_doctor 1 'model.safetensors' "$trireme" doctor "$work/short"
 
 # Two jobs at once share no name.
 # With restarts their output does not come by mpirun.
@@ -422,6 +409,19 @@ expect 1 "^trireme: $work/mpich/mpirun is not Open MPI's mpirun .*HYDRA build de
 [ -e "$work/started" ] && fail "another MPI's mpirun was started with $(cat "$work/started")"
 expect_doctor 1 "is not Open MPI's mpirun .*\(foreign-mpirun\)" env "PATH=$work/mpich:$PATH" "$trireme" doctor --tp 2
 expect 0 'first token' env "PATH=$work/mute:$PATH" "$trireme" generate "$model" --ranks 2 --prompt x --max-tokens 2
+# Without a folder for its files MPI would crash, or mpirun end with pages.
+for folder in /dev/null /proc "$work/nothere"; do
+  expect 1 "MPI keeps files of its own in $folder, .*\(session-folder\)" env TMPDIR="$folder" "$trireme" generate "$model" --prompt x
+  expect 1 "MPI keeps files of its own in $folder" env TMPDIR="$folder" "$trireme" generate "$model" --ranks 2 --prompt x
+  expect_doctor 1 "MPI keeps files of its own in $folder" env TMPDIR="$folder" "$trireme" doctor
+done
+
+# The doctor looks at weights as loading would.
+mkdir "$work/short"; cp "$(readlink -f "$model")/config.json" "$work/short/"
+expect_doctor 1 'has neither model.safetensors nor' "$trireme" doctor "$work/short"
+echo x >"$work/short/model.safetensors"
+expect_doctor 1 'model.safetensors' "$trireme" doctor "$work/short"
+
 # What only MPI itself knows is tried: a value that every Open MPI refuses, one of an mpirun, and one that breaks nothing.
 refused=OMPI_MCA_hwloc_base_mem_bind_failure_action
 expect 1 "MPI does not start with $refused=\"garbage\": unset $refused" env $refused=garbage "$trireme" generate "$model" --prompt x
