@@ -170,10 +170,14 @@ class Supervisor {
   // again.
   std::optional<int> RunOnce() { return options_.max_restarts > 0 ? WithJournal() : Plainly(); }
 
-  // What the ranks print comes out by mpirun.
+  // What the ranks print comes by mpirun, which says nothing when it cannot write it: so it writes
+  // to this process.
   int Plainly() {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) != 0) return Fault("--ranks: no pipe");
     std::optional<int> none;
-    const int status = StartAndFollow({}, /*pipe=*/-1, &none);
+    const int status = StartAndFollow({}, {.from = ends[0], .mpirun_writes_to = ends[1]}, &none);
+    close(ends[0]);
     if (status < 0) return Fault("--ranks: no process");
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   }
@@ -186,8 +190,8 @@ class Supervisor {
     const std::string own = absl::StrCat("/proc/", getpid(), "/fd/");
     std::optional<int> verdict;
     const int status = StartAndFollow(
-        {"--journal", absl::StrCat(own, ends[0]), "--history", absl::StrCat(own, history)}, ends[0],
-        &verdict);
+        {"--journal", absl::StrCat(own, ends[0]), "--history", absl::StrCat(own, history)},
+        {.from = ends[0]}, &verdict);
     if (status < 0) verdict = Fault("--max-restarts: no process");
     // The writing end was kept so that the pipe has one before rank 0 has opened it.
     close(ends[0]);
@@ -197,8 +201,14 @@ class Supervisor {
     return verdict;
   }
 
+  // Where what the ranks produce is read: the journal, or mpirun's standard output.
+  struct Pipe {
+    int from;
+    int mpirun_writes_to = -1;  // -1: it is the journal; closed by StartAndFollow
+  };
+
   // mpirun's status as of waitpid; below 0: there is no process for it.
-  int StartAndFollow(const std::vector<std::string>& more, int pipe, std::optional<int>* verdict) {
+  int StartAndFollow(const std::vector<std::string>& more, Pipe pipe, std::optional<int>* verdict) {
     const pid_t parent = getpid(), child = fork();
     if (child == 0) {
       // Should this process be killed, mpirun is asked to end, and the ranks with it.
@@ -207,9 +217,11 @@ class Supervisor {
       // Ctrl-C comes to this process, which passes it on once.
       setpgid(0, 0);
       signal(SIGPIPE, SIG_DFL);
+      if (pipe.mpirun_writes_to >= 0) dup2(pipe.mpirun_writes_to, STDOUT_FILENO);
       BecomeMpirun(options_, more);
       _exit(kNoMpirun);
     }
+    if (pipe.mpirun_writes_to >= 0) close(pipe.mpirun_writes_to);
     if (child < 0) return child;
     g_child.store(child);
     if (g_signal.load() != 0) kill(child, SIGTERM);
@@ -243,9 +255,9 @@ class Supervisor {
     return fd;
   }
 
-  // Until mpirun has ended and the pipe, if there is one, is empty. Its status as of waitpid.
-  int Follow(pid_t child, int pipe, std::optional<int>* verdict) {
-    if (pipe >= 0) fcntl(pipe, F_SETFL, O_NONBLOCK);
+  // Until mpirun has ended and the pipe is empty. Its status as of waitpid.
+  int Follow(pid_t child, Pipe pipe, std::optional<int>* verdict) {
+    fcntl(pipe.from, F_SETFL, O_NONBLOCK);
     JournalReader reader;
     LeftoverWatch leftover(child);
     const ProcessHandle mpirun(child);
@@ -255,7 +267,7 @@ class Supervisor {
       // Nothing that is written after mpirun's end counts as lost: ranks have ended before, or are
       // orphans that end now.
       if (!ended) ended = waitpid(child, &status, WNOHANG) == child;
-      const bool read_something = pipe >= 0 && Read(pipe, reader, verdict);
+      const bool read_something = Read(pipe, reader, verdict);
       if (ended && !read_something) return status;
       if (read_something) {
         leftover.HeardOfRanks();
@@ -274,25 +286,32 @@ class Supervisor {
         if (mpirun.IsStopped()) kill(child, SIGCONT);
         if (Clock::now() > *verdict_at + kJobLeaves) kill(child, SIGKILL);
       }
-      pollfd wait{pipe, POLLIN, 0};
+      pollfd wait{pipe.from, POLLIN, 0};
       poll(&wait, 1, /*timeout_ms=*/20);  // then the end of mpirun is looked for
     }
   }
 
-  bool Read(int pipe, JournalReader& reader, std::optional<int>* verdict) {
+  bool Read(Pipe pipe, JournalReader& reader, std::optional<int>* verdict) {
     char piece[65536];
-    const ssize_t n = read(pipe, piece, sizeof(piece));
+    const ssize_t n = read(pipe.from, piece, sizeof(piece));
     if (n <= 0) return false;
+    if (pipe.mpirun_writes_to >= 0) {
+      Print({piece, static_cast<size_t>(n)});
+      return true;
+    }
     for (const JournalEntry& entry : reader.Take(piece, static_cast<size_t>(n))) {
       if (entry.kind == JournalEntry::Kind::kStarted && !submitted_) submitted_ = Clock::now();
       if (entry.kind == JournalEntry::Kind::kVerdict) *verdict = static_cast<int>(entry.id);
       history_.Add(entry);
-      if (output_ok_ && !entry.out.empty() && !WriteStandardOutput(entry.out)) {
-        output_ok_ = false;
-        output_error_ = errno;
-      }
+      if (!entry.out.empty()) Print(entry.out);
     }
     return true;
+  }
+
+  void Print(const std::string& text) {
+    if (!output_ok_ || WriteStandardOutput(text)) return;
+    output_ok_ = false;
+    output_error_ = errno;
   }
 
   std::string Progress() const {

@@ -278,6 +278,13 @@ for make in 'mkdir' 'mkfifo' 'ln -s /dev/zero'; do
   done
 done
 
+# What cannot be written is said, by whoever writes it.
+for how in "" "--ranks 2" "--ranks 2 --max-restarts 1"; do
+  for where in '/dev/full:No space left' '&-:Bad file descriptor'; do
+    expect 1 "standard output cannot be written: ${where#*:}" sh -c "\"\$@\" >${where%:*}" _ "$trireme" generate "$model" $how --prompt x --max-tokens 4
+  done
+done
+
 # Two jobs at once share no name.
 # With restarts their output does not come by mpirun.
 two() { "$trireme" generate "$model" --ranks 2 --max-restarts 1 --prompt "Once upon a time" --max-tokens 300 --ignore-eos >"$1" 2>/dev/null; }
