@@ -14,7 +14,11 @@
 
 namespace trireme {
 
-Worker::~Worker() = default;
+Worker::~Worker() {
+  // Of a failed job messages are still under way, and read memory that would be freed here. The
+  // detector is about to end the process.
+  if (!control_->JobStatus().ok()) control_->detector()->WaitForEnd();
+}
 
 int Worker::leader() const { return groups_.topology.RankOf(groups_.dp_index(), 0, 0); }
 int Worker::result_rank() const {
