@@ -17,6 +17,7 @@
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "kernels/check.h"
 #include "kernels/status.h"
 #include "parallel/failure_detector.h"

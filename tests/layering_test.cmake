@@ -1,11 +1,18 @@
 # The rules of the house that a grep can check: layers include downwards only; no file is called after nothing in
-# particular; the environment is read in launch/ only; MPI's header stays in a few sources; files stay readable.
+# particular; the environment is read in launch/ only; MPI's header stays in a few sources; files stay readable; what is
+# used of Abseil's strings is included, because which header brings which along differs between its releases.
 #   cmake -DSOURCE_DIR=<repository> -P layering_test.cmake
 set(layers launch runtime models parallel kernels)  # top first: each may include itself and those after it
 set(environment_files "launch/.*|parallel/mpi_environment\\.cc")
 set(mpi_files "parallel/(control_plane|mpi_communicator|mpi_environment|send_queue|shared_window)\\.cc|launch/environment_collector\\.cc")
 set(forbidden_names "util|utils|common|misc|helper|helpers|base")
 set(max_lines 500)  # of what people read: a *_table.cc is data
+
+set(absl_strings  # name | header
+  "Str(Cat|Append)\\(|absl/strings/str_cat.h" "Str(Append)?Format\\(|absl/strings/str_format.h"
+  "StrJoin\\(|absl/strings/str_join.h" "StrSplit\\(|absl/strings/str_split.h"
+  "StrReplaceAll\\(|absl/strings/str_replace.h" "SimpleAto|absl/strings/numbers.h"
+  "(StartsWith|EndsWith|StrContains)(IgnoreCase)?\\(|absl/strings/match.h" "string_view|absl/strings/string_view.h")
 
 set(violations "")
 # Adds every line of grep's output (file:line:text) whose file does not match `allowed`.
@@ -63,6 +70,22 @@ foreach(file IN LISTS all others)
   endif()
   file(READ ${SOURCE_DIR}/${file} text)
   string(REGEX MATCHALL "\n" newlines "${text}")
+  string(REGEX REPLACE "//[^\n]*" "" text "${text}")
+  string(REGEX REPLACE "\\.cc$" ".h" own_header ${file})
+  set(own_text "")
+  if(EXISTS ${SOURCE_DIR}/${own_header})
+    file(READ ${SOURCE_DIR}/${own_header} own_text)
+  endif()
+  foreach(pair IN LISTS absl_strings)
+    string(REGEX REPLACE "\\|absl/.*" "" used "${pair}")
+    string(REGEX REPLACE ".*\\|(absl/)" "\\1" header "${pair}")
+    if(text MATCHES "absl::${used}")
+      string(FIND "${text}${own_text}" "\"${header}\"" at)
+      if(at EQUAL -1)
+        string(APPEND violations "${file}:1:\n    uses absl::${used} without \"${header}\"\n")
+      endif()
+    endif()
+  endforeach()
   list(LENGTH newlines lines)
   if(lines GREATER max_lines AND NOT name MATCHES "_table$")
     string(APPEND violations "${file}:${lines}:\n    more than ${max_lines} lines: split it by noun\n")

@@ -6,6 +6,7 @@
 
 #include <fstream>
 
+#include "absl/strings/string_view.h"
 #include "tests/models/temp_dir.h"
 
 namespace trireme {

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <set>
 
+#include "absl/strings/string_view.h"
 #include "models/memory_plan.h"
 #include "models/weights.h"
 #include "tests/models/temp_dir.h"

@@ -7,6 +7,7 @@
 #include <functional>
 #include <numeric>
 
+#include "absl/strings/str_cat.h"
 #include "tests/models/temp_dir.h"
 
 namespace trireme {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "parallel/mpi_communicator.h"
 #include "parallel/process_groups.h"
 #include "parallel/staged_communicator.h"
