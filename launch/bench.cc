@@ -15,6 +15,7 @@
 #include "kernels/ceilings.h"
 #include "kernels/philox.h"
 #include "kernels/status.h"
+#include "launch/output_files.h"
 #include "launch/session.h"
 #include "models/memory_plan.h"
 #include "nlohmann/json.hpp"
@@ -122,7 +123,7 @@ class Bench {
                                      flags_.output_len, ": more than the ", limit,
                                      " tokens the model takes (--max-model-len)"));
     }
-    RETURN_IF_ERROR(CheckWritable("--save", flags_.save));
+    RETURN_IF_ERROR(CheckOutputFiles({{"--save", flags_.save}}, {}, flags_.model.model_dir));
     return flags_.compare.empty() ? absl::OkStatus() : ReadBaseline();
   }
 

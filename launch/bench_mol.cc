@@ -13,6 +13,7 @@
 #include "kernels/status.h"
 #include "launch/command_flags.h"
 #include "launch/eager_mol.h"
+#include "launch/output_files.h"
 #include "launch/planted_job.h"
 #include "launch/session.h"
 #include "nlohmann/json.hpp"
@@ -43,8 +44,9 @@ class MolBench {
   absl::Status Run() {
     PlantedJobOptions options;
     RETURN_IF_ERROR(ParseMolShape(flags_.shape, &options.data));
-    RETURN_IF_ERROR(control_.Agree(control_.rank() == 0 ? CheckWritable("--save", flags_.save)
-                                                        : absl::OkStatus()));
+    RETURN_IF_ERROR(control_.Agree(control_.rank() == 0
+                                       ? CheckOutputFiles({{"--save", flags_.save}}, {}, "")
+                                       : absl::OkStatus()));
     options.data.alpha = flags_.alpha;
     options.data.seed = flags_.seed;
     options.storage = flags_.storage;

@@ -15,6 +15,7 @@
 #include "kernels/philox.h"
 #include "kernels/status.h"
 #include "launch/arrivals.h"
+#include "launch/output_files.h"
 #include "launch/serving_report.h"
 #include "launch/session.h"
 #include "launch/trace_file.h"
@@ -61,8 +62,7 @@ class BenchServing {
     if (topology.dp_size > 1) return UsageError("bench: replicas do not share work; use --dp 1");
     if (flags_.min_len > flags_.max_len) return UsageError("--min-len is larger than --max-len");
     for (const std::string& policy : flags_.policies) RETURN_IF_ERROR(ParsePolicy(policy).status());
-    RETURN_IF_ERROR(
-        control_.Agree(control_.rank() == 0 ? CheckOutputs(flags_.serving) : absl::OkStatus()));
+    RETURN_IF_ERROR(control_.Agree(control_.rank() == 0 ? CheckOutputs() : absl::OkStatus()));
     RETURN_IF_ERROR(control_.Agree(ReadRecorded()));
     ASSIGN_OR_RETURN(worker_, LoadWorker(control_, topology, flags_.model,
                                          {.max_sequence_tokens = LongestSequence()}));
@@ -77,6 +77,12 @@ class BenchServing {
   }
 
  private:
+  absl::Status CheckOutputs() const {
+    return CheckOutputFiles(
+        {{"--metrics", flags_.serving.metrics_file}, {"--trace", flags_.serving.trace_file}},
+        {{"--arrivals", flags_.arrivals_file}}, flags_.model.model_dir);
+  }
+
   absl::Status ReadRecorded() {
     if (control_.rank() != 0 || flags_.arrivals_file.empty()) return absl::OkStatus();
     const FlightRecorder::Outside outside(control_.recorder());  // the file may be a pipe

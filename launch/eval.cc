@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "kernels/status.h"
+#include "launch/output_files.h"
 #include "launch/prompts.h"
 #include "launch/session.h"
 #include "models/safetensors.h"
@@ -65,6 +66,9 @@ absl::StatusOr<std::unique_ptr<SafetensorsWriter>> OpenLogits(ControlPlane& cont
                                                               const EvalFlags& flags,
                                                               int64_t rows) {
   if (flags.logits_out.empty()) return nullptr;
+  RETURN_IF_ERROR(CheckOutputFiles({{"--logits-out", flags.logits_out}},
+                                   {{"--text", flags.text_file}, {"--ids", flags.ids_file}},
+                                   flags.model.model_dir));
   const FlightRecorder::Outside outside(control.recorder());  // a pipe waits for its reader
   ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(flags.model.model_dir));
   return SafetensorsWriter::Create(flags.logits_out,

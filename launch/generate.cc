@@ -15,6 +15,7 @@
 #include "absl/strings/str_format.h"
 #include "kernels/status.h"
 #include "launch/journal.h"
+#include "launch/output_files.h"
 #include "launch/prompts.h"
 #include "launch/session.h"
 #include "launch/trace_file.h"
@@ -110,7 +111,9 @@ class Generator {
   // Rank 0 needs the tokenizer for the prompts; a checkpoint without one takes token ids.
   absl::Status ReadRequests() {
     if (control_.rank() != 0) return absl::OkStatus();
-    RETURN_IF_ERROR(CheckOutputs(flags_.serving));
+    RETURN_IF_ERROR(CheckOutputFiles(
+        {{"--metrics", flags_.serving.metrics_file}, {"--trace", flags_.serving.trace_file}},
+        {{"--prompts", flags_.prompts_file}}, flags_.model.model_dir));
     RETURN_IF_ERROR(LoadTokenizer());
     if (flags_.history != nullptr && !flags_.history->requests.empty()) {
       GoOnFrom(*flags_.history);

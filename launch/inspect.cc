@@ -64,6 +64,10 @@ absl::StatusOr<std::string> Describe(const InspectFlags& flags) {
   ASSIGN_OR_RETURN(const std::vector<int64_t> split, ParseSplit(model.pp_split));
   if (absl::Status fits = CheckSplit(config, topology.pp_size, split); !fits.ok())
     return UsageError(std::string(fits.message()));
+  // --ledger needs them; a wrong one is wrong without it too.
+  if (!model.kv_cache_memory.empty())
+    RETURN_IF_ERROR(ParseBytes("--kv-cache-memory", model.kv_cache_memory).status());
+  RETURN_IF_ERROR(MemoryLimit(model).status());
   if (flags.ledger) return DescribeLedger(flags, config, topology, storage, split);
   const std::vector<RankBytes> ranks = PlanRankBytes(config, topology, storage, split);
   if (flags.json) {

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <ctime>
 #include <functional>
+#include <iostream>
 #include <new>
 #include <optional>
 #include <string>
@@ -122,8 +123,11 @@ std::string DescribeParseError(const CLI::App& app, const CLI::ParseError& error
 // Exit status of a parse error or of --help / --version; rank 0 prints.
 int ReportParse(const CLI::App& app, const CLI::ParseError& error, bool speaks) {
   if (error.get_exit_code() == 0) {
-    if (speaks) app.exit(error);
-    return 0;
+    if (!speaks) return 0;
+    app.exit(error);
+    if (std::cout.flush()) return 0;
+    std::fprintf(stderr, "trireme: standard output cannot be written\n");
+    return 1;
   }
   if (speaks) std::fprintf(stderr, "trireme: %s\n", DescribeParseError(app, error).c_str());
   return 2;

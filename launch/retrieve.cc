@@ -10,8 +10,10 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
 #include "kernels/status.h"
 #include "launch/command_flags.h"
+#include "launch/output_files.h"
 #include "launch/session.h"
 #include "models/json_file.h"
 #include "runtime/retrieval_graphs.h"
@@ -135,9 +137,12 @@ class Retriever {
         !absl::EndsWith(flags_.out, ".jsonl")) {
       return UsageError(absl::StrCat("--out ", flags_.out, ": must end in .npy or .jsonl"));
     }
-    if (!flags_.out.empty() && !std::ofstream(flags_.out, std::ios::app))
-      return absl::UnavailableError(absl::StrCat("--out ", flags_.out, ": cannot be written"));
-    return absl::OkStatus();
+    return CheckOutputFiles(
+        {{"--out", flags_.out}, {"--out", absl::EndsWith(flags_.out, ".npy") ? ScoresPath() : ""}},
+        {{"--queries", flags_.queries},
+         {"--items", flags_.retrieval.items},
+         {"--filter-rows", flags_.filter_rows}},
+        flags_.retrieval.model_dir);
   }
 
   absl::Status BroadcastInput() {
@@ -241,11 +246,14 @@ class Retriever {
     return absl::UnavailableError(absl::StrCat("--out ", flags_.out, ": cannot be written"));
   }
 
+  // Of --out X.npy.
+  std::string ScoresPath() const {
+    return absl::StrCat(absl::StripSuffix(flags_.out, ".npy"), ".scores.npy");
+  }
+
   // ids [B, k] i64, and beside them scores [B, k] f32; -1 and -inf where there is none.
   absl::Status WriteNpy() const {
-    const std::string scores_path =
-        absl::StrCat(flags_.out.substr(0, flags_.out.size() - 4), ".scores.npy");
-    std::ofstream ids(flags_.out, std::ios::binary), scores(scores_path, std::ios::binary);
+    std::ofstream ids(flags_.out, std::ios::binary), scores(ScoresPath(), std::ios::binary);
     const std::vector<int64_t> shape = {static_cast<int64_t>(answers_.size()), options_.k};
     ids << NpyHeaderBytes("<i8", shape);
     scores << NpyHeaderBytes("<f4", shape);

@@ -10,7 +10,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <fstream>
 
 #include "absl/strings/numbers.h"
@@ -110,9 +109,11 @@ absl::StatusOr<int64_t> ParseBytes(const std::string& flag, const std::string& t
   if (unit == "K" || unit == "KiB") scale = 1024.0;
   if (unit == "M" || unit == "MiB") scale = 1024.0 * 1024;
   if (unit == "G" || unit == "GiB") scale = 1024.0 * 1024 * 1024;
+  if (unit == "T" || unit == "TiB") scale = 1024.0 * 1024 * 1024 * 1024;
   if (unit == "KB") scale = 1e3;
   if (unit == "MB") scale = 1e6;
   if (unit == "GB") scale = 1e9;
+  if (unit == "TB") scale = 1e12;
   if (end == text.c_str() || scale == 0.0 || !(value > 0.0) || value * scale > 1e15) {
     return UsageError(absl::StrCat(flag, " ", text,
                                    ": must be a positive number of bytes such as 512MiB or 2GiB"));
@@ -185,29 +186,6 @@ absl::StatusOr<EngineOptions> EngineOptionsOf(const ServingFlags& flags) {
   options.ageing_steps = flags.ageing_steps;
   options.max_queue = flags.max_queue;
   return options;
-}
-
-absl::Status CheckWritable(const std::string& flag, const std::string& path) {
-  if (path.empty()) return absl::OkStatus();
-  struct stat info {};
-  int error = 0;
-  if (stat(path.c_str(), &info) == 0) {
-    if (S_ISDIR(info.st_mode)) error = EISDIR;
-    if (error == 0 && access(path.c_str(), W_OK) != 0) error = errno;
-  } else if (errno != ENOENT) {
-    error = errno;
-  } else {
-    const std::string folder = std::filesystem::path(path).parent_path().string();
-    if (access(folder.empty() ? "." : folder.c_str(), W_OK | X_OK) != 0) error = errno;
-  }
-  if (error == 0) return absl::OkStatus();
-  return absl::UnavailableError(
-      absl::StrCat(flag, " ", path, ": cannot be written: ", std::strerror(error)));
-}
-
-absl::Status CheckOutputs(const ServingFlags& flags) {
-  RETURN_IF_ERROR(CheckWritable("--metrics", flags.metrics_file));
-  return CheckWritable("--trace", flags.trace_file);
 }
 
 absl::Status WriteMetrics(const ServingFlags& flags, const EngineStats& stats) {

@@ -46,11 +46,6 @@ absl::StatusOr<int64_t> MemoryLimit(const ModelFlags& flags);
 
 absl::StatusOr<EngineOptions> EngineOptionsOf(const ServingFlags& flags);
 absl::StatusOr<BatchPolicy> ParsePolicy(const std::string& text);
-// Of the files that --metrics and --trace write at the end: whether they can be, before the work.
-absl::Status CheckOutputs(const ServingFlags& flags);
-// Whether a file that `flag` names can be written. Creates nothing. Unavailable names flag and
-// file.
-absl::Status CheckWritable(const std::string& flag, const std::string& path);
 // Writes the Prometheus text where --metrics asks for it.
 absl::Status WriteMetrics(const ServingFlags& flags, const EngineStats& stats);
 

@@ -82,7 +82,7 @@ if [ -s "$work/ids" ]; then
   [ -s "$work/logits.safetensors" ] || fail "no logits written"
   mkdir "$work/folder"; mkfifo "$work/pipe"; ln -s target "$work/link"
   expect 1 'nowhere/x' $(ranks 4) eval "$model" --ids "$work/ids" --logits-out "$work/nowhere/x"
-  expect 1 'folder: is a directory; name a file' $(ranks 2) eval "$model" --ids "$work/ids" --logits-out "$work/folder"
+  expect 1 'folder: cannot be written: Is a directory' $(ranks 2) eval "$model" --ids "$work/ids" --logits-out "$work/folder"
   # A pipe is written to, however long its reader takes; a link stays one.
   { sleep 1; head -c 10000; sleep 1; cat; } <"$work/pipe" >"$work/read" &
   expect 0 'nll' $(ranks 2) eval "$model" --ids "$work/ids" --pp 2 --failure-timeout 0.5 --logits-out "$work/pipe"; wait $!
@@ -141,6 +141,13 @@ for flag in metrics trace; do
   expect 1 "^trireme: --$flag .*cannot be written: Is a directory" $(ranks 2) bench serving "$model" --pp 2 --$flag "$work"
   [ -s "$work/out" ] && fail "--$flag into a folder's place: measured all the same"
 done
+# What is read is not written over.
+cp -r "$model" "$work/copy"; echo hello >"$work/copy.txt"
+expect 1 '^trireme: --logits-out .*model.safetensors: is a file of the model and would be lost' $(ranks 2) eval "$work/copy" --text "$work/copy.txt" --logits-out "$work/copy/model.safetensors"
+expect 1 '^trireme: --logits-out .*is the file of --text too' "$trireme" eval "$model" --text "$work/copy.txt" --logits-out "$work/copy.txt"
+expect 1 '^trireme: --metrics .*is the file of --prompts too' $(ranks 2) generate "$model" --prompts "$work/copy.txt" --metrics "$work/copy.txt"
+expect 1 'save .*is a file of the model' "$trireme" bench latency "$work/copy" --save "$work/copy/config.json"
+cmp -s "$model/model.safetensors" "$work/copy/model.safetensors" && [ "$(cat "$work/copy.txt")" = hello ] || fail 'an input was written over'
 expect 1 'save .*nowhere' "$trireme" bench mol --shape 2x2x8 --items 500 --batch 2 --save "$work/nowhere/x"
 echo '{}' >"$work/empty.json"
 expect 1 'compare .*empty.json: not a saved bench result' $(ranks 2) bench latency "$model" --pp 2 --compare "$work/empty.json"
@@ -208,6 +215,7 @@ expect 0 'prefill 3 tokens' $(ranks 2) generate "$model" --prompt x --pp-split 1
 expect 2 'pp-split adds up to 4 layers; the model has 5' $(ranks 2) generate "$model" --prompt x --pp-split 1,3 --pp 2
 expect 2 'pp-split 1,x' $(ranks 2) generate "$model" --prompt x --pp-split 1,x --pp 2
 expect 1 'memory-limit: rank 0 needs' $(ranks 2) generate "$model" --prompt x --memory-limit 100KiB
+expect 2 'kv-cache-memory banana: must be' "$trireme" inspect "$model" --kv-cache-memory banana
 expect 0 'KV cache +planned +1\.' "$trireme" inspect "$model" --tp 2 --pp 2 --ledger --memory-limit 3MiB
 expect 0 'first token' $(ranks 4) generate "$model" --prompt x --tp 2 --pp 2 --max-tokens 4 --trace "$work/trace.json" --metrics "$work/metrics.txt"
 grep -q '"name":"rank 3' "$work/trace.json" && grep -q '"name":"all-reduce","ph":"X","pid":3' "$work/trace.json" || fail "no trace of rank 3"
@@ -279,6 +287,7 @@ for make in 'mkdir' 'mkfifo' 'ln -s /dev/zero'; do
 done
 
 # What cannot be written is said, by whoever writes it.
+[ -w /dev/full ] && expect 1 'standard output cannot be written' sh -c '"$@" >/dev/full' _ "$trireme" --help
 for how in "" "--ranks 2" "--ranks 2 --max-restarts 1"; do
   for where in '/dev/full:No space left' '&-:Bad file descriptor'; do
     expect 1 "standard output cannot be written: ${where#*:}" sh -c "\"\$@\" >${where%:*}" _ "$trireme" generate "$model" $how --prompt x --max-tokens 4
