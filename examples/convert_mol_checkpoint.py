@@ -73,8 +73,11 @@ class Reader(pickle.Unpickler):
             step *= length
         if not dense:
             fail("a tensor of shape %s is not contiguous; save a contiguous copy" % (tuple(shape),))
-        data = self.archive.read(file)
-        return Tensor(dtype, list(shape), data[offset * size:(offset + math.prod(shape)) * size])
+        data = self.archive.read(file)[offset * size:(offset + math.prod(shape)) * size]
+        if len(data) != math.prod(shape) * size:
+            fail("a tensor of shape %s has %d bytes of %d: the checkpoint is cut short" %
+                 (tuple(shape), len(data), math.prod(shape) * size))
+        return Tensor(dtype, list(shape), data)
 
 
 def read_state(path):
@@ -85,7 +88,10 @@ def read_state(path):
     folders = [name[:-len("/data.pkl")] for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(folders) != 1:
         fail("%s: holds no data.pkl" % path)
-    state = Reader(archive, folders[0]).load()
+    try:
+        state = Reader(archive, folders[0]).load()
+    except Exception as error:  # whatever a broken pickle leads to
+        fail("%s: cannot be read: %s" % (path, error))
     state = state.get("model_state_dict", state) if isinstance(state, dict) else None
     if not isinstance(state, dict):
         fail("%s: holds no state dict" % path)
@@ -151,7 +157,21 @@ def write_safetensors(path, tensors):
         out.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             out.write(tensor.data)
-    os.rename(path + ".partial", path)
+    os.replace(path + ".partial", path)
+
+
+def write_model(out_dir, config, weights, table):
+    os.makedirs(out_dir, exist_ok=True)
+    write_safetensors(os.path.join(out_dir, "model.safetensors"), weights)
+    with open(os.path.join(out_dir, "config.json"), "w") as out:
+        out.write(json.dumps(config, indent=2) + "\n")
+    if table is not None:
+        rows, dim = table.shape
+        row_bytes = len(table.data) // rows
+        ids = b"".join(i.to_bytes(8, "little") for i in range(1, rows))
+        write_safetensors(os.path.join(out_dir, "item_embeddings.safetensors"),
+                          {"item_embeddings": Tensor(table.dtype, [rows - 1, dim], table.data[row_bytes:]),
+                           "item_ids": Tensor("I64", [rows - 1], ids)})
 
 
 def main():
@@ -164,23 +184,18 @@ def main():
     parser.add_argument("--query-nonlinearity", choices=("geglu", "swiglu"), default="swiglu")
     parser.add_argument("--item-nonlinearity", choices=("geglu", "swiglu"), default="swiglu")
     options = parser.parse_args()
+    for name in ("temperature", "eps"):
+        if not 1e-30 <= getattr(options, name) <= 1e30:
+            parser.error("--%s: must be a positive number" % name)
 
     state = {own_name(key): value for key, value in read_state(options.checkpoint).items()}
     parts = ("_query_embeddings_fn.", "_item_embeddings_fn.", "_gating_fn.")
     weights = {key: value for key, value in state.items() if key.startswith(parts)}
     config = config_of(weights, options)
-    os.makedirs(options.out_dir, exist_ok=True)
-    write_safetensors(os.path.join(options.out_dir, "model.safetensors"), weights)
-    with open(os.path.join(options.out_dir, "config.json"), "w") as out:
-        out.write(json.dumps(config, indent=2) + "\n")
-    if ITEMS in state:
-        table = state[ITEMS]
-        rows, dim = table.shape
-        row_bytes = len(table.data) // rows
-        ids = b"".join(i.to_bytes(8, "little") for i in range(1, rows))
-        write_safetensors(os.path.join(options.out_dir, "item_embeddings.safetensors"),
-                          {"item_embeddings": Tensor(table.dtype, [rows - 1, dim], table.data[row_bytes:]),
-                           "item_ids": Tensor("I64", [rows - 1], ids)})
+    try:
+        write_model(options.out_dir, config, weights, state.get(ITEMS))
+    except OSError as error:
+        fail("%s: cannot be written: %s" % (options.out_dir, error.strerror))
     print(options.out_dir)
 
 

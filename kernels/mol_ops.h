@@ -139,10 +139,15 @@ inline float MolKeyScore(uint64_t key) {
   const uint32_t ordered = static_cast<uint32_t>(key >> 32);
   return std::bit_cast<float>((ordered & 0x80000000u) != 0 ? ordered & 0x7fffffffu : ~ordered);
 }
-// Rounding can lift a score above its largest logit: a pair is pruned only where its largest logit
-// is below this.
-inline float MolPruneFloor(float score) {
-  return score - 1e-5f * (score < 0 ? -score : score) - 1e-6f;
+// Rounding can lift a score, one sum of L terms over another, above its largest logit: by no more
+// than 2 L 2^-24 of it (Higham, Accuracy and Stability of Numerical Algorithms, 3.1, for sums of
+// one sign, which the weights are) and what the exponentials add.
+constexpr float MolPruneMargin(int64_t logits) {
+  return 1e-5f + static_cast<float>(logits) * 0x1p-23f;
+}
+// A pair is pruned only where its largest logit is below this.
+inline float MolPruneFloor(float score, int64_t logits) {
+  return score - MolPruneMargin(logits) * (score < 0 ? -score : score) - 1e-6f;
 }
 
 // Unimplemented, with the device's name, where the stream's device lacks these ops.
@@ -155,7 +160,8 @@ absl::StatusOr<std::unique_ptr<MolGateWeights>> PackMolGate(Stream& stream, cons
 void Silu(Stream& stream, TensorView x);
 // gate_up [T, 2 I] f32, out [T, I] f32: gelu(gate) * up, gelu being the exact erf form.
 void GeluAndMul(Stream& stream, ConstTensorView gate_up, TensorView out);
-// In place, x [T, P * dim] f32: each vector of `dim` divided by max(its l2 norm, eps).
+// In place, x [T, P * dim] f32: each vector of `dim` divided by max(its l2 norm, eps). NaN where
+// the sum of squares overflows: who made it looks for that, and a zero would go unnoticed.
 void L2Normalize(Stream& stream, TensorView x, int64_t dim, float eps);
 
 // Puts projected items into slots: components [n, Px * d] f32, gates [n, G] f32, slots [n] i32

@@ -63,6 +63,9 @@ absl::Status PlantedJob::MakeFolder(const std::string& scratch) {
   if (mkdtemp(pattern.data()) == nullptr)
     return absl::UnavailableError(absl::StrCat("--scratch ", parent, ": cannot be written"));
   dir_ = pattern;
+  for (const char* path :
+       {"", "/model", "/model/config.json", "/model/model.safetensors", "/items.npy"})
+    unfinished_.emplace_back(dir_ + path);
   if (control_.detector() != nullptr)
     hook_ = control_.detector()->AddHook([this](const absl::Status&) { RemoveFolder(); });
   return planted_.WriteModel(dir_ + "/model");

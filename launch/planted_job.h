@@ -7,6 +7,7 @@
 
 #include "launch/retrieve.h"
 #include "models/mol_planted.h"
+#include "models/unfinished_path.h"
 
 namespace trireme {
 
@@ -48,8 +49,9 @@ class PlantedJob {
 
   ControlPlane& control_;
   const PlantedMol planted_;
-  std::string dir_;  // on rank 0
-  int hook_ = 0;     // removes it when the job fails; 0 = none
+  std::string dir_;                         // on rank 0
+  int hook_ = 0;                            // removes it when the job fails; 0 = none
+  std::vector<UnfinishedPath> unfinished_;  // what an interruption removes
   RetrievalFlags retrieval_;
   std::unique_ptr<RetrievalJob> job_;
 };

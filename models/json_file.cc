@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <optional>
@@ -55,9 +56,12 @@ std::string TypeOf(const nlohmann::json& value) {
 }
 
 std::string Quoted(const std::string& text) {
-  constexpr size_t kShown = 100;
+  constexpr size_t kMost = 100;
+  size_t shown = std::min(text.size(), kMost);
+  const auto continues = [&](size_t i) { return (static_cast<unsigned char>(text[i]) >> 6) == 2; };
+  for (int i = 0; i < 3 && shown < text.size() && continues(shown); ++i) --shown;
   std::string out = "\"";
-  for (size_t i = 0; i < text.size() && i < kShown; ++i) {
+  for (size_t i = 0; i < shown; ++i) {
     const unsigned char c = text[i];
     if (c < 0x20 || c == 0x7f) {
       char escaped[8];
@@ -68,7 +72,7 @@ std::string Quoted(const std::string& text) {
       out += static_cast<char>(c);
     }
   }
-  return out + (text.size() > kShown ? "...\"" : "\"");
+  return out + (text.size() > shown ? "...\"" : "\"");
 }
 
 absl::StatusOr<std::string> ReadTextFile(const std::string& path, int64_t max_bytes) {

@@ -23,7 +23,8 @@ absl::StatusOr<nlohmann::json> ParseJsonObject(const std::string& text, const st
 // "a string", "an object", "null", ...: the JSON type of `value`, for error lines.
 std::string TypeOf(const nlohmann::json& value);
 
-// `text` in double quotes, escaped so that it stays on one line, cut at 100 bytes: for error lines.
+// `text` in double quotes, escaped so that it stays on one line, cut after at most 100 bytes and
+// between two characters: for error lines. As valid UTF-8 as `text` is.
 std::string Quoted(const std::string& text);
 
 }  // namespace trireme

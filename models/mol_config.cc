@@ -42,8 +42,10 @@ class Fields {
   absl::Status Positive(const char* key, double* out) {
     const auto it = Find(key);
     if (it == object_.end()) return absl::OkStatus();
-    if (!it->is_number() || !(it->get<double>() > 0.0) || !std::isfinite(it->get<double>())) {
-      return Invalid(key, absl::StrCat("is ", it->dump(), "; must be a positive number"));
+    // The maths is in f32, where 1e-40 is as good as nothing.
+    constexpr double kLeast = 1e-30, kMost = 1e30;
+    if (!it->is_number() || !(it->get<double>() >= kLeast && it->get<double>() <= kMost)) {
+      return Invalid(key, absl::StrCat("is ", it->dump(), "; must be a number from 1e-30 to 1e30"));
     }
     *out = it->get<double>();
     return absl::OkStatus();

@@ -145,11 +145,12 @@ class Scan {
                scan_counts());
     RETURN_IF_ERROR(found.Fetch());
     RETURN_IF_ERROR(Merge(options.k, found, answers));
+    const int64_t logits = table_.model().shape().logits();
     for (int64_t b = 0; b < batch_; ++b) {
       // What the scores of items that are no candidates cannot exceed, rounding included.
       const float last = answers[b]->scores.back();
-      answers[b]->exact =
-          bound[b] == -std::numeric_limits<float>::infinity() || MolPruneFloor(last) > bound[b];
+      answers[b]->exact = bound[b] == -std::numeric_limits<float>::infinity() ||
+                          MolPruneFloor(last, logits) > bound[b];
     }
     return absl::OkStatus();
   }

@@ -97,7 +97,7 @@ absl::StatusOr<std::unique_ptr<ItemShard>> ItemShard::Create(const MolModel& mod
   CHECK_GE(options.capacity, 0);
   RETURN_IF_ERROR(RequireMol(stream));
   const ItemShardBytes bytes = PlanBytes(model, options, stream.device().spec().host_memory);
-  const int64_t memory = stream.device().spec().memory_bytes;
+  const int64_t memory = stream.device().spec().memory_bytes / options.sharing;
   const int64_t capacity = options.capacity;
   const auto needs = [&] {
     return absl::StrFormat(
@@ -108,8 +108,13 @@ absl::StatusOr<std::unique_ptr<ItemShard>> ItemShard::Create(const MolModel& mod
   };
   if (options.capacity > INT32_MAX - kMolBlockRows || (memory > 0 && bytes.total() > memory)) {
     return absl::ResourceExhaustedError(
-        absl::StrFormat("retrieval table: %s; the device has %.1f MB: use more ranks, bf16 or int8",
-                        needs(), MegaBytes(memory)));
+        options.sharing > 1
+            ? absl::StrFormat("retrieval table: %s; the host has %.1f MB for each of its %d ranks: "
+                              "use more hosts, bf16 or int8",
+                              needs(), MegaBytes(memory), options.sharing)
+            : absl::StrFormat(
+                  "retrieval table: %s; the device has %.1f MB: use more ranks, bf16 or int8",
+                  needs(), MegaBytes(memory)));
   }
   std::unique_ptr<ItemShard> shard(new ItemShard(model, std::move(options), bytes));
   const absl::Status allocated = shard->AllocateMemory(stream.device());

@@ -26,6 +26,7 @@ struct ItemShardOptions {
   int64_t capacity = 0;  // items this shard can hold
   bool means = false;    // hold each item's mean component for the first stage "average"
   std::vector<std::string> attributes;
+  int sharing = 1;  // shards in the same memory: of ranks on one host, where that is the host's
 };
 
 // Bytes of a shard by owner, for the report of what does not fit.

@@ -3,14 +3,15 @@
 // names and table.json is renamed into place last, so what was there stays whole until the new one
 // is.
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 
-#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -169,13 +170,26 @@ absl::StatusOr<Manifest> ReadManifest(const std::string& dir) {
   return ParseManifest(text, path);
 }
 
+std::string RowsName(int64_t generation, int rank, int ranks) {
+  return absl::StrFormat("rows-%06d-%05d-of-%05d.bin", generation, rank, ranks);
+}
+
+// Whether SaveSnapshot may have made a file of this name: nobody else's is removed.
+bool IsRowsName(const std::string& name) {
+  long long generation = 0;
+  int rank = 0, ranks = 0;
+  if (std::sscanf(name.c_str(), "rows-%lld-%d-of-%d.bin", &generation, &rank, &ranks) != 3)
+    return false;
+  const std::string whole = RowsName(generation, rank, ranks);
+  return name == whole || name == whole + ".partial";
+}
+
 // Row files that table.json does not name: of the snapshot before, or of one that was cut short.
 void RemoveOldFiles(const std::string& dir, const Manifest& manifest) {
   std::error_code ignored;
   for (const auto& entry : std::filesystem::directory_iterator(dir, ignored)) {
     const std::string name = entry.path().filename().string();
-    const bool ours = absl::StartsWith(name, "rows-") &&
-                      (absl::EndsWith(name, ".bin") || absl::EndsWith(name, ".bin.partial"));
+    const bool ours = IsRowsName(name);
     bool named = false;
     for (const ShardFile& shard : manifest.shards) named = named || shard.name == name;
     if (ours && !named) std::filesystem::remove(entry.path(), ignored);
@@ -203,7 +217,7 @@ class RowReader {
   template <typename Take>
   absl::Status ReadFile(const ShardFile& shard, int64_t from, int64_t to, Take&& take) {
     const std::string path = absl::StrCat(dir_, "/", shard.name);
-    const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // it may be a pipe
     if (fd < 0) return absl::ErrnoToStatus(errno, path);
     absl::Status status = CheckSize(fd, path, shard.rows);
     std::vector<char> chunk(kChunkRows * manifest_.row_bytes + kChecksumBytes);
@@ -226,6 +240,7 @@ class RowReader {
     struct stat info {};
     const int64_t expected = FileBytes(rows, manifest_.row_bytes);
     if (fstat(fd, &info) != 0) return absl::ErrnoToStatus(errno, path);
+    if (!S_ISREG(info.st_mode)) return absl::InvalidArgumentError(path + ": is not a regular file");
     if (info.st_size == expected) return absl::OkStatus();
     return absl::DataLossError(absl::StrCat(path, ": has ", static_cast<int64_t>(info.st_size),
                                             " bytes; ", rows, " rows take ", expected));
@@ -262,26 +277,63 @@ absl::Status CheckManifest(const Manifest& manifest, const MolModel& model,
   return absl::OkStatus();
 }
 
+// The folder while a snapshot is saved there: by one job at a time, whose row files have names of
+// their own. Rank 0's.
+class SnapshotFolder {
+ public:
+  ~SnapshotFolder() {
+    if (fd_ >= 0) close(fd_);  // and unlocks
+  }
+  // Makes the folder and reads which generation it holds, 0 for none. What is there and is no
+  // snapshot that this program reads stays as it is.
+  absl::Status Open(const std::string& dir) {
+    std::error_code error;
+    std::filesystem::create_directories(dir, error);
+    if (error) return absl::ErrnoToStatus(error.value(), dir);
+    fd_ = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd_ < 0) return absl::ErrnoToStatus(errno, dir);
+    // File systems without locks have no other saver that could be seen.
+    if (flock(fd_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+      return absl::UnavailableError(dir + ": another job is saving a snapshot there");
+    const absl::StatusOr<Manifest> old = ReadManifest(dir);
+    if (absl::IsNotFound(old.status())) return absl::OkStatus();
+    if (!old.ok()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          old.status().message(), "; a snapshot is not saved over it: name another folder"));
+    }
+    generation_ = old->generation;
+    return absl::OkStatus();
+  }
+  int64_t generation() const { return generation_; }
+
+ private:
+  int fd_ = -1;
+  int64_t generation_ = 0;
+};
+
+absl::Status WriteManifest(const Manifest& manifest, const std::string& dir) {
+  const std::string text = manifest.Text();
+  ASSIGN_OR_RETURN(const std::unique_ptr<OutputFile> file,
+                   OutputFile::Create(absl::StrCat(dir, "/", kManifest), OutputFile::Sync::kYes));
+  RETURN_IF_ERROR(file->Write(text.data(), static_cast<int64_t>(text.size())));
+  return file->Finish();
+}
+
 }  // namespace
 
 absl::Status RetrievalTable::SaveSnapshot(const std::string& dir) const {
-  // The generation before, or 0: files of the new one get names of their own.
-  absl::Status status;
-  int64_t generation = 0;
-  if (group_.rank() == 0) {
-    std::error_code error;
-    std::filesystem::create_directories(dir, error);
-    if (error) status = absl::ErrnoToStatus(error.value(), dir);
-    if (const auto old = ReadManifest(dir); old.ok()) generation = old->generation;
-  }
-  RETURN_IF_ERROR(group_.Agree(status));
-  generation = AllGather({generation})[0] + 1;
-  const auto name = [&](int rank) {
-    return absl::StrFormat("rows-%06d-%05d-of-%05d.bin", generation, rank, group_.size());
-  };
+  SnapshotFolder folder;
+  RETURN_IF_ERROR(group_.Agree(group_.rank() == 0 ? folder.Open(dir) : absl::OkStatus()));
+  // Files of the new generation have names of their own.
+  const int64_t generation = AllGather({folder.generation()})[0] + 1;
+  const auto name = [&](int rank) { return RowsName(generation, rank, group_.size()); };
+  const std::string own = absl::StrCat(dir, "/", name(group_.rank()));
   int64_t rows = 0;
-  RETURN_IF_ERROR(group_.Agree(
-      WriteRows(*shard_, *group_.stream, absl::StrCat(dir, "/", name(group_.rank())), &rows)));
+  absl::Status status = group_.Agree(WriteRows(*shard_, *group_.stream, own, &rows));
+  if (!status.ok()) {  // what the others have written may be what fills the disk
+    unlink(own.c_str());
+    return status;
+  }
   const std::vector<int64_t> all_rows = AllGather({rows});
   if (group_.rank() == 0) {
     Manifest manifest;
@@ -294,16 +346,10 @@ absl::Status RetrievalTable::SaveSnapshot(const std::string& dir) const {
     manifest.next_order = next_order_;
     manifest.attributes = shard_->options().attributes;
     for (int r = 0; r < group_.size(); ++r) manifest.shards.push_back({name(r), all_rows[r]});
-    const std::string text = manifest.Text(), path = absl::StrCat(dir, "/", kManifest);
-    const auto write = [&]() -> absl::Status {
-      ASSIGN_OR_RETURN(const std::unique_ptr<OutputFile> file,
-                       OutputFile::Create(path, OutputFile::Sync::kYes));
-      RETURN_IF_ERROR(file->Write(text.data(), static_cast<int64_t>(text.size())));
-      return file->Finish();
-    };
-    status = write();
+    status = WriteManifest(manifest, dir);
     if (status.ok()) RemoveOldFiles(dir, manifest);
   }
+  // After a failure here table.json may or may not name the new files: the next snapshot tells.
   return group_.Agree(status);
 }
 
@@ -324,6 +370,11 @@ absl::StatusOr<std::unique_ptr<RetrievalTable>> RetrievalTable::LoadSnapshot(
   if (wanted.capacity < rows) {
     return absl::ResourceExhaustedError(
         absl::StrCat(dir, ": holds ", rows, " items; the table's capacity is ", wanted.capacity));
+  }
+  if (wanted.capacity > kMaxTableItems) {
+    return absl::ResourceExhaustedError(absl::StrCat(dir, ": a capacity of ", wanted.capacity,
+                                                     ": a table holds at most ", kMaxTableItems,
+                                                     " items"));
   }
   const int64_t begin = rows * group.rank() / group.size();
   const int64_t end = rows * (group.rank() + 1) / group.size();

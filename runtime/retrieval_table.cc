@@ -15,7 +15,6 @@ namespace {
 
 // Rows read ahead while the last ones are projected: 4 MB of f32 at 256 elements a row.
 constexpr int64_t kReadRows = 4096;
-constexpr int64_t kMaxItems = std::numeric_limits<uint32_t>::max();
 constexpr int kIdChannel = 30;  // of the control plane
 
 std::vector<int64_t> RowBegins(const std::vector<int64_t>& asked, int64_t rows, int ranks) {
@@ -71,9 +70,9 @@ absl::Status CheckFile(const EmbeddingFile& file, const MolModel& model,
     return absl::ResourceExhaustedError(absl::StrCat(
         file.path(), ": has ", file.rows(), " items; the table's capacity is ", options.capacity));
   }
-  if (std::max(file.rows(), options.capacity) > kMaxItems) {
+  if (std::max(file.rows(), options.capacity) > kMaxTableItems) {
     return absl::ResourceExhaustedError(
-        absl::StrCat(file.path(), ": a table holds at most ", kMaxItems, " items"));
+        absl::StrCat(file.path(), ": a table holds at most ", kMaxTableItems, " items"));
   }
   return absl::OkStatus();
 }
@@ -112,16 +111,18 @@ int64_t RetrievalTable::ShardCapacity(const RetrievalGroup& group, int64_t rows,
 absl::StatusOr<std::unique_ptr<RetrievalTable>> RetrievalTable::CreateShards(
     const RetrievalGroup& group, const MolModel& model, const std::vector<std::string>& attributes,
     const RetrievalTableOptions& options, int64_t shard_capacity) {
-  if (shard_capacity > kMaxItems) {
+  if (std::max(shard_capacity, options.capacity) > kMaxTableItems) {
     return absl::ResourceExhaustedError(absl::StrCat("retrieval table: a capacity of ",
                                                      options.capacity, " items: a table holds at ",
-                                                     "most ", kMaxItems));
+                                                     "most ", kMaxTableItems));
   }
   ItemShardOptions shard_options;
   shard_options.storage = options.storage;
   shard_options.capacity = shard_capacity;
   shard_options.means = options.means;
   shard_options.attributes = attributes;
+  if (group.control != nullptr && group.stream->device().spec().host_memory)
+    shard_options.sharing = group.control->local_size();
   auto shard = ItemShard::Create(model, *group.stream, std::move(shard_options));
   RETURN_IF_ERROR(group.Agree(shard.status()));
   std::unique_ptr<RetrievalTable> table(new RetrievalTable(group, std::move(shard).value()));
@@ -273,7 +274,7 @@ absl::StatusOr<int64_t> RetrievalTable::Upsert(const RetrievalItems& items) {
         absl::StrCat("upsert: ", added, " new items do not fit: ", size_, " of the capacity of ",
                      capacity_, " are taken; nothing was changed"));
   }
-  if (next_order_ + added > kMaxItems) {
+  if (next_order_ + added > kMaxTableItems) {
     return absl::ResourceExhaustedError("upsert: 2^32 items were added; rebuild the table");
   }
   RetrievalItems own;

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,7 +22,7 @@
 
 namespace trireme {
 
-// This rank's way to the others. All outlive the tables.
+// This rank's way to the others. All outlive the tables, and so do the models.
 struct RetrievalGroup {
   ControlPlane* control = nullptr;       // null: this rank alone
   Communicator* communicator = nullptr;  // over the ranks of `control`
@@ -32,6 +33,9 @@ struct RetrievalGroup {
     return control == nullptr ? status : control->Agree(status);
   }
 };
+
+// The order of a table's items is 32 bits.
+inline constexpr int64_t kMaxTableItems = std::numeric_limits<uint32_t>::max();
 
 struct RetrievalTableOptions {
   MolStorage storage = MolStorage::kF32;
@@ -63,7 +67,8 @@ class RetrievalTable {
 
   // A folder with table.json and one file of rows a rank; any number of ranks reads it back. Files
   // have a checksum; table.json gets its name last, so a job that dies leaves the old snapshot
-  // whole.
+  // whole. A folder with a table.json that is no snapshot of this version is refused
+  // (FailedPrecondition), and so is one that another job is saving to (Unavailable).
   absl::Status SaveSnapshot(const std::string& dir) const;
   // `options`: capacity (0 = as when saved) and progress; the rest is the snapshot's. The model
   // must be the one it was saved with.
@@ -79,6 +84,8 @@ class RetrievalTable {
   int64_t Delete(const std::vector<int64_t>& ids);
 
   int64_t size() const { return size_; }
+  // Places in the order given out so far: those of a file, and one for each item added later.
+  int64_t rows() const { return next_order_; }
   int64_t capacity() const { return capacity_; }
   int64_t not_finite() const { return not_finite_; }
   const ItemShard& shard() const { return *shard_; }

@@ -324,7 +324,8 @@ inline void L2NormalizeVector(float* x, int64_t n, float eps) {
     squares = MulAdd(v, v, squares);
   }
   const float norm = __builtin_sqrtf(Sum(squares));
-  const F32 divisor = Splat(norm > eps ? norm : eps);
+  const float bounded = norm > eps ? norm : eps;
+  const F32 divisor = Splat(bounded <= __FLT_MAX__ ? bounded : __builtin_nanf(""));
   for (int64_t i = 0; i < n; i += kLanes) Store(x + i, Load(x + i, n - i) / divisor, n - i);
 }
 

@@ -121,7 +121,7 @@ class PairScorer {
     MolLogitsArgs args = LogitsOf(shape_, table_, block);
     args.query = queries_.components.row<float>(first_query_ + q);
     args.logits = logits_.data();
-    if (floor != nullptr) args.floor = MolPruneFloor(floor->Get());
+    if (floor != nullptr) args.floor = MolPruneFloor(floor->Get(), shape_.logits());
     counts_.pairs += __builtin_popcount(mask);
     mask &= BestIsa().mol_logits(args);
     if (mask == 0) return;

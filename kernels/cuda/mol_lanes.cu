@@ -225,7 +225,7 @@ __device__ void ScanPair(const MolScanArguments& a, const LanePair& pair, LaneSc
   scorer.tally.pairs += pair.active ? 1 : 0;
   const float largest = scorer.Logits(pair.slot, pair.query);
   if constexpr (kPrune) {
-    const float floor = PruneFloor(a.lists.thresholds[pair.query]);
+    const float floor = PruneFloor(a.lists.thresholds[pair.query], MolPruneMargin(a.logits));
     scorer.Defer(pair.active && !(largest < floor), pair.slot, pair.query);
   } else {
     scorer.Score(pair.active, pair.slot, pair.query);

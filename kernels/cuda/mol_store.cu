@@ -1,6 +1,7 @@
 // MoL's work per query or item alone: activations and norms of the projections, packing of the gate
 // and of items into blocks of lanes. Stored items have the CPU backend's bits.
 #include <algorithm>
+#include <cfloat>
 #include <vector>
 
 #include "kernels/cuda/matmul_launch.h"
@@ -33,7 +34,8 @@ __global__ void NormalizeVectors(float* x, int64_t vectors, int dim, float eps) 
   float squares = 0.0f;
   for (int k = gpu::LaneId(); k < dim; k += 32) squares = __fmaf_rn(v[k], v[k], squares);
   const float norm = sqrtf(gpu::WarpSum(squares));
-  const float divisor = norm > eps ? norm : eps;
+  const float bounded = norm > eps ? norm : eps;
+  const float divisor = bounded <= FLT_MAX ? bounded : NAN;
   for (int k = gpu::LaneId(); k < dim; k += 32) v[k] = v[k] / divisor;
 }
 

@@ -156,7 +156,8 @@ class TileWarp {
 
   // Puts the rows aside whose largest logit reaches the floor of their list. One query's.
   __device__ void Defer(const float (&logits)[kTiles][4], const Rows& rows) {
-    const float floor = PruneFloor(a_.scan.lists.thresholds[rows.query[0]]);
+    const float floor =
+        PruneFloor(a_.scan.lists.thresholds[rows.query[0]], MolPruneMargin(a_.scan.logits));
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float top = -INFINITY;

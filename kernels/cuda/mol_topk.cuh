@@ -52,10 +52,10 @@ __device__ inline float ScoreOf(uint64_t key) {
   return __uint_as_float((ordered & 0x80000000u) != 0 ? ordered & 0x7fffffffu : ~ordered);
 }
 // MolPruneFloor of a list's threshold; -infinity where it has none.
-__device__ inline float PruneFloor(uint64_t threshold) {
+__device__ inline float PruneFloor(uint64_t threshold, float margin) {
   if (threshold == 0) return -INFINITY;
   const float score = ScoreOf(threshold);
-  return __fadd_rn(__fmaf_rn(-1e-5f, fabsf(score), score), -1e-6f);
+  return __fadd_rn(__fmaf_rn(-margin, fabsf(score), score), -1e-6f);
 }
 __device__ inline bool IsFinite(float x) {
   return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u;

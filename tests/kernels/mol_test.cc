@@ -458,6 +458,11 @@ TEST_P(MolTest, ActivationsAndNorms) {
   }
   const Tensor vectors = device_.Random(DType::kF32, {4, 3 * 18}, 47);
   Fill(vectors.view().Rows(2, 1), 0.0);
+  // Whose squares are too large for f32 has no direction left, and says so.
+  const Tensor huge = device_.Random(DType::kF32, {1, 18}, 48);
+  Fill(huge.view(), 1e19);
+  L2Normalize(stream(), huge.view(), 18, 1e-6f);
+  for (const double value : ToDoubles(huge.view())) EXPECT_TRUE(std::isnan(value));
   const std::vector<double> raw = ToDoubles(vectors.view());
   L2Normalize(stream(), vectors.view(), 18, 1e-6f);
   const std::vector<double> unit = ToDoubles(vectors.view());

@@ -58,6 +58,7 @@ write(out + "/queries.safetensors", {"query_embeddings": ("F32", queries, data("
                                      "user_ids": ("I64", queries[:1], data("input.user_ids"))})
 npy(out + "/items.npy", "<f4", items, data("input.item_embeddings"))
 npy(out + "/queries.npy", "<f4", queries, data("input.query_embeddings"))
+npy(out + "/short.npy", "|b1", [3], bytes(3))
 npy(out + "/none.npy", "|b1", items[:1], bytes(items[0]))
 rows = struct.unpack("<%df" % (queries[0] * queries[1]), data("input.query_embeddings"))
 with open(out + "/queries.jsonl", "w") as f:
@@ -115,8 +116,21 @@ for n in 1 4; do
 done
 printf 'x' | dd of="$(ls "$work"/snapshot/rows-*-00001-of-00003.bin)" bs=1 seek=100 conv=notrunc 2>/dev/null
 expect 1 'rows-.*00001-of-00003.bin: is corrupt' $(ranks 2) $(retrieve)
+rm "$work"/snapshot/rows-*-00001-of-00003.bin; mkfifo "$(printf '%s' "$work"/snapshot/rows-*-00000-of-00003.bin | sed 's/00000-of/00001-of/')"
+expect 1 'rows-.*00001-of-00003.bin: is not a regular file' $(ranks 2) $(retrieve)
 rm "$work"/snapshot/rows-*-00001-of-00003.bin
 expect 1 'rows-.*00001-of-00003.bin' $(ranks 2) $(retrieve)
+items=$work/items.safetensors
+# What is there and is no snapshot stays; of one that is, nothing but its own files goes.
+mkdir "$work/mine"; echo '{"a": 1}' >"$work/mine/table.json"
+expect 1 'table.json: is no snapshot of a retrieval table; a snapshot is not saved over it' $(ranks 2) $(retrieve) --save-snapshot "$work/mine"
+[ "$(cat "$work/mine/table.json")" = '{"a": 1}' ] || fail "somebody's table.json was written over"
+rm "$work/mine/table.json"; echo x >"$work/mine/rows-of-mine.bin"
+expect 0 '' "$trireme" $(retrieve) --save-snapshot "$work/mine"
+expect 0 '' $(ranks 2) $(retrieve) --save-snapshot "$work/mine"
+[ "$(ls "$work/mine" | tr '\n' ' ')" = 'rows-000002-00000-of-00002.bin rows-000002-00001-of-00002.bin rows-of-mine.bin table.json ' ] || fail "files of a snapshot: $(ls "$work/mine")"
+items=$work/mine
+expect 1 'a capacity of 9223372036854775807: a table holds at most 4294967295 items' $(ranks 2) $(retrieve) --capacity 9223372036854775807
 items=$work/items.safetensors
 
 # A query that fails leaves the others alone.
@@ -129,6 +143,17 @@ printf '{"embeding": [1]}\n' >"$work/q.jsonl"
 expect 1 'q.jsonl:1: "embeding" is no field of a query' $(ranks 2) $(retrieve)
 printf '{"embedding": ["a"]}\n' >"$work/q.jsonl"
 expect 1 'q.jsonl:1: "embedding" must be a list of numbers' "$trireme" $(retrieve)
+# A line that is no query, one of another size, an error that quotes bytes that are no UTF-8: one answer each.
+{ tail -n 1 "$work/queries.jsonl"; printf '{"embedding": [NaN, 1e999]}\n'; tail -n 1 "$work/queries.jsonl" | sed 's/}$/, "filter": "\xd1\x8f"}/'; } >"$work/q.jsonl"
+expect 1 '2 of 3 queries failed; the first: .*q.jsonl:2: is not valid JSON' $(ranks 2) $(retrieve) --k 5
+[ "$(grep -c '"error"' "$work/out")" = 2 ] && grep -q '"query":0,"exact":true,"ids":\[[0-9]' "$work/out" || fail "answers beside lines that are no query: $(cat "$work/out")"
+expect 1 'queries failed' $(ranks 2) $(retrieve) --k 5 --filter "$(printf '\377')"
+# No query at all is an empty answer, and not the one from before.
+echo old >"$work/old.jsonl"; : >"$work/q.jsonl"
+expect 0 '' $(ranks 2) $(retrieve) --out "$work/old.jsonl"
+[ -e "$work/old.jsonl" ] && [ ! -s "$work/old.jsonl" ] || fail "no queries leave $(cat "$work/old.jsonl")"
+python3 -c 'print("\x93NUMPY\x01\x00v\x00" + ("{\"descr\": \"<f4\", \"fortran_order\": False, \"shape\": (100000000000000, 0), }").replace("\"", chr(39)).ljust(117), end="\n")' | iconv -f utf-8 -t latin1 >"$work/empty.npy"; queries=$work/empty.npy
+expect 1 'empty.npy: ' "$trireme" $(retrieve)
 queries=$work/nowhere.npy
 expect 1 'nowhere.npy' $(ranks 2) $(retrieve)
 queries=$work/queries.safetensors
@@ -141,6 +166,8 @@ expect 2 'mode fast: must be' "$trireme" $(retrieve) --mode fast
 expect 2 'exact-or-certified' "$trireme" $(retrieve) --exact-or-certified
 expect 2 'storage f8' $(ranks 2) $(retrieve) --storage f8
 expect 2 'out x.csv' "$trireme" $(retrieve) --out x.csv
+expect 1 'filter-rows .*: has 3 flags; the table has 50 rows' $(ranks 2) $(retrieve) --filter-rows "$work/short.npy"
+expect 0 '"ids":\[[0-9]+,' "$trireme" $(retrieve) --filter low --filter ' '
 expect 1 'out .*nowhere' $(ranks 2) $(retrieve) --out "$work/nowhere/x.npy"
 expect 1 'has 50 items; the table.s capacity is 49' $(ranks 2) $(retrieve) --capacity 49
 expect 1 'standard output' bash -c "'$trireme' $(retrieve) >/dev/full"
@@ -149,6 +176,8 @@ expect 1 'has no tensor "item_embeddings"|items have 12 elements' $(ranks 2) $(r
 items=$work/items.safetensors
 rm -rf "$work/b"; cp -r "$model" "$work/b"; sed -i 's/"component_dim": 8/"component_dim": 4/' "$work/b/config.json"; model=$work/b
 expect 1 '2.weight": is \[16, 16\]; the config.json beside it needs \[8, 16\]' $(ranks 2) $(retrieve)
+sed -i 's/"component_dim": 4/"component_dim": 8/; s/"temperature": [0-9.]*/"temperature": 1e-300/' "$work/b/config.json"
+expect 1 'temperature: is 1e-300; must be a number from 1e-30 to 1e30' $(ranks 2) $(retrieve)
 sed -i 's/"component_dim"/"component_size"/' "$work/b/config.json"
 expect 1 'component_dim: is missing' $(ranks 2) $(retrieve)
 head -c 3000 "$work/m/model.safetensors" >"$work/b/model.safetensors"; cp "$work/m/config.json" "$work/b"
