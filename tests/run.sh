@@ -87,6 +87,12 @@ mkdir -p "$folder"
 output="$folder/run.txt"
 status=0
 # A multi-rank test claims a core per rank; where there are fewer it runs alone.
+# Jobs of Open MPI 4 make $TMPDIR/ompi.HOST.UID, and the last one to end removes it; one that begins just then fails. What is
+# in it keeps it.
+host=$(uname -n)
+session=${TMPDIR:-/tmp}/ompi.${host%%.*}.$(id -u)
+(umask 077 && mkdir -p "$session/kept")
+trap 'rmdir "$session/kept" "$session" 2>/dev/null || :' EXIT
 ctest --test-dir "build/$preset" --output-on-failure --no-tests=error --parallel "$(nproc)" "${filter[@]}" \
   "${repeat[@]}" </dev/null |
   tee "$output" || status=$?
