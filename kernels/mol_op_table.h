@@ -16,7 +16,10 @@ struct MolOpTable {
   decltype(&MolSearch) search;
   decltype(&MolAverageTopK) average_topk;
   decltype(&MolLogitTopK) logit_topk;
+  decltype(&MolLastKeys) last_keys;
+  decltype(&MolCandidates) candidates;
   decltype(&MolRescore) rescore;
+  int64_t piece_bytes;  // of MolPiece; 0: one value
 };
 
 }  // namespace trireme

@@ -1,5 +1,7 @@
 #include "kernels/mol_ops.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "kernels/mol_op_table.h"
 #include "kernels/op_table.h"
@@ -71,6 +73,10 @@ void CheckTopK(const MolTopK& topk, int64_t lists) {
   CheckTensor(topk.slots, {lists, k}, DType::kI32, "slots");
 }
 
+void CheckCounts(const TensorView& counts) {
+  if (counts) CheckTensor(counts, {3}, DType::kI64, "counts");
+}
+
 // `size`: op and items alone.
 void CheckWorkspace(const Stream& stream, const MolShape& shape, MolScanSize size,
                     const MolQueries& queries, const MolTableView& table, const MolTopK& topk,
@@ -102,6 +108,11 @@ int64_t MolSlotBytes(const MolShape& shape, MolStorage storage, bool means) {
   const int64_t scale_bytes = storage == MolStorage::kInt8 ? 2 : 0;
   return (vectors * shape.component_dim + shape.gate_width()) * ElementBytes(storage) +
          (vectors + 1) * scale_bytes;
+}
+
+int64_t MolPiece(const Stream& stream, MolStorage storage, int64_t n) {
+  const int64_t piece = std::max<int64_t>(1, Ops(stream).piece_bytes / ElementBytes(storage));
+  return n % piece == 0 ? piece : 1;
 }
 
 absl::StatusOr<std::unique_ptr<MolGateWeights>> PackMolGate(Stream& stream, const MolShape& shape,
@@ -161,50 +172,83 @@ int64_t MolWorkspaceBytes(const Stream& stream, const MolShape& shape, const Mol
 
 void MolSearch(Stream& stream, const MolGateWeights& gate, const MolQueries& queries,
                const MolTableView& table, const MolAllowed& allowed, bool prune,
-               const MolTopK& topk, TensorView workspace, MolScanCounts* counts) {
+               const MolTopK& topk, TensorView workspace, TensorView counts) {
   CheckTable(table);
   CheckQueries(gate.shape, queries);
   CheckAllowed(allowed, queries.components.dim(0), table);
   CheckTopK(topk, queries.components.dim(0));
   CheckWorkspace(stream, gate.shape, {.op = MolScanOp::kSearch, .items = table.slots}, queries,
                  table, topk, workspace);
+  CheckCounts(counts);
   Ops(stream).search(stream, gate, queries, table, allowed, prune, topk, workspace, counts);
 }
 
 void MolAverageTopK(Stream& stream, const MolShape& shape, const MolQueries& queries,
                     const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                    TensorView workspace, MolScanCounts* counts) {
+                    TensorView workspace, TensorView counts) {
   CheckTable(table);
   CheckQueries(shape, queries);
   CheckAllowed(allowed, queries.components.dim(0), table);
   CheckTopK(topk, queries.components.dim(0));
   CheckWorkspace(stream, shape, {.op = MolScanOp::kAverage, .items = table.slots}, queries, table,
                  topk, workspace);
+  CheckCounts(counts);
   Ops(stream).average_topk(stream, shape, queries, table, allowed, topk, workspace, counts);
 }
 
 void MolLogitTopK(Stream& stream, const MolShape& shape, const MolQueries& queries,
                   const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                  TensorView workspace, MolScanCounts* counts) {
+                  TensorView workspace, TensorView counts) {
   CheckTable(table);
   CheckQueries(shape, queries);
   CheckAllowed(allowed, queries.components.dim(0), table);
   CheckTopK(topk, queries.components.dim(0) * shape.logits());
   CheckWorkspace(stream, shape, {.op = MolScanOp::kLogits, .items = table.slots}, queries, table,
                  topk, workspace);
+  CheckCounts(counts);
   Ops(stream).logit_topk(stream, shape, queries, table, allowed, topk, workspace, counts);
+}
+
+void MolLastKeys(Stream& stream, ConstTensorView keys, TensorView last) {
+  const int64_t lists = last.dim(0);
+  CheckTensor(last, {lists}, DType::kI64, "last keys");
+  CheckTensor(keys, {keys.dim(0), keys.dim(1)}, DType::kI64, "keys");
+  CHECK(lists > 0 && keys.dim(0) % lists == 0) << keys.dim(0) << " lists of keys";
+  Ops(stream).last_keys(stream, keys, last);
+}
+
+void MolCandidates(Stream& stream, std::span<const MolStage> stages, int64_t slots,
+                   TensorView begin, TensorView candidates, TensorView workspace) {
+  const int64_t batch = begin.dim(0) - 1;
+  CHECK(batch > 0 && !stages.empty());
+  CheckLists(begin, candidates, batch, "candidates");
+  int64_t most = 0;
+  for (const MolStage& stage : stages) {
+    const int64_t lists = stage.last.dim(0);
+    CHECK_EQ(lists % batch, 0) << "lists of a stage";
+    CheckTopK(stage.found, lists);
+    CheckTensor(stage.last, {lists}, DType::kI64, "last keys");
+    most += lists / batch * stage.found.keys.dim(1);
+  }
+  CHECK(candidates.dim(0) >= batch * std::min(slots, most)) << "room for candidates";
+  const int64_t bytes = Ops(stream).workspace_bytes(
+      stream, {}, {.op = MolScanOp::kCandidates, .batch = batch, .items = slots});
+  CHECK(workspace.contiguous() && workspace.bytes() >= bytes)
+      << "the workspace has " << workspace.bytes() << " bytes, needs " << bytes;
+  Ops(stream).candidates(stream, stages, slots, begin, candidates, workspace);
 }
 
 void MolRescore(Stream& stream, const MolGateWeights& gate, const MolQueries& queries,
                 const MolTableView& table, ConstTensorView candidates_begin,
                 ConstTensorView candidates, const MolTopK& topk, TensorView workspace,
-                MolScanCounts* counts) {
+                TensorView counts) {
   CheckTable(table);
   CheckQueries(gate.shape, queries);
   CheckLists(candidates_begin, candidates, queries.components.dim(0), "candidates");
   CheckTopK(topk, queries.components.dim(0));
   CheckWorkspace(stream, gate.shape, {.op = MolScanOp::kRescore, .items = candidates.dim(0)},
                  queries, table, topk, workspace);
+  CheckCounts(counts);
   Ops(stream).rescore(stream, gate, queries, table, candidates_begin, candidates, topk, workspace,
                       counts);
 }

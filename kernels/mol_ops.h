@@ -8,8 +8,8 @@
 // bits in any batch, tile, shard, slot and number of threads, on one backend; backends differ by
 // rounding. The CPU computes in f32 throughout. CUDA does so for kF32; for kBF16 and kInt8 it
 // rounds queries, and what enters the layers of the cross gate, to bf16 (tensor cores) where the
-// head's sizes allow it: kAll, kGluSilu with H > 0, d a multiple of 16, at most 64 logits with Pq
-// filled up to a multiple of 8.
+// head's sizes allow it (the mean of a first stage is compared in f32 everywhere): kAll, kGluSilu
+// with H > 0, d a multiple of 16, at most 64 logits with Pq filled up to a multiple of 8.
 //
 // Memory: every view is of the stream's device, tables and masks included, unless a comment says
 // that it is the host's; where the host can read device memory (the CPU backend) they are the same.
@@ -18,6 +18,7 @@
 #include <bit>
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -33,6 +34,15 @@ enum class MolStorage : uint8_t { kF32, kBF16, kInt8 };
 
 // Items lie in blocks of this many slots, slot by slot in neighbouring lanes.
 inline constexpr int64_t kMolBlockRows = 32;
+// A vector of n values of the 32 items of a block lies as [n / P, 32, P]: P values of an item side
+// by side. P is one where a lane is an item (CPU), and what 16 bytes hold, where that divides n, on
+// a backend that takes an item's values in such pieces (CUDA): then a single item too is read
+// without 15/16 of each sector going to waste.
+int64_t MolPiece(const Stream& stream, MolStorage storage, int64_t n);
+// Where value k of the item in a lane lies in its block of the vector.
+inline int64_t MolPlace(int64_t k, int64_t lane, int64_t piece) {
+  return (k / piece * kMolBlockRows + lane) * piece + k % piece;
+}
 // k of one query; the first stage of a two-stage search asks for more than the answer does.
 inline constexpr int64_t kMolMaxK = 1 << 20;
 
@@ -69,7 +79,7 @@ struct MolGateTensors {
 };
 
 // One shard's items on the device; `slots` is a multiple of kMolBlockRows. Memory is counted in
-// elements of the storage type (kInt8: bytes).
+// elements of the storage type (kInt8: bytes); of vectors the last two dims are as MolPlace says.
 struct MolTableView {
   MolStorage storage = MolStorage::kF32;
   int64_t slots = 0;
@@ -107,8 +117,8 @@ struct MolTopK {
   TensorView slots;  // [lists, k] i32
 };
 
-// Work done, added to by the search ops. The host's memory; may be null: where it is not, an op on
-// an accelerator waits for its stream. Pairs a pruning scan gates depend on the backend.
+// Work done. The search ops add it to their argument `counts`, [3] i64 in this order, which may be
+// none. Pairs a pruning scan gates depend on the backend.
 struct MolScanCounts {
   int64_t pairs = 0;       // pairs whose dot products were computed
   int64_t gated = 0;       // of them those that went through the gate
@@ -119,13 +129,13 @@ struct MolScanCounts {
 // device that the caller brings, aligned to 256, with contents that are nobody's. It may be used
 // again by what is enqueued next. A backend whose device memory is the host's heap (the CPU) needs
 // none and works there; so the scan ops take no memory of a device.
-enum class MolScanOp : uint8_t { kSearch, kAverage, kLogits, kRescore };
+enum class MolScanOp : uint8_t { kSearch, kAverage, kLogits, kCandidates, kRescore };
 struct MolScanSize {
   MolScanOp op = MolScanOp::kSearch;
   MolStorage storage = MolStorage::kF32;
   int64_t batch = 0;
-  int64_t items = 0;  // slots of the table; kRescore: candidates of all queries
-  int64_t k = 0;
+  int64_t items = 0;  // slots of the table; kRescore: room for candidates of all queries
+  int64_t k = 1;
 };
 // What suffices for some number of items suffices for fewer.
 int64_t MolWorkspaceBytes(const Stream& stream, const MolShape& shape, const MolScanSize& size);
@@ -174,24 +184,39 @@ void MolStore(Stream& stream, const MolShape& shape, ConstTensorView components,
 // The [B, N] scores are never stored. topk [B, k].
 void MolSearch(Stream& stream, const MolGateWeights& gate, const MolQueries& queries,
                const MolTableView& table, const MolAllowed& allowed, bool prune,
-               const MolTopK& topk, TensorView workspace, MolScanCounts* counts);
+               const MolTopK& topk, TensorView workspace, TensorView counts);
 
 // First stages. Average: the k largest <sum of the query's components, mean of the item's> / Pq;
 // from the table's means, or where it has none from the components. topk [B, k].
 void MolAverageTopK(Stream& stream, const MolShape& shape, const MolQueries& queries,
                     const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                    TensorView workspace, MolScanCounts* counts);
+                    TensorView workspace, TensorView counts);
 // Per embedding: for each of the L logits the k items with the largest. topk [B * L, k].
 void MolLogitTopK(Stream& stream, const MolShape& shape, const MolQueries& queries,
                   const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                  TensorView workspace, MolScanCounts* counts);
+                  TensorView workspace, TensorView counts);
+
+// Of every list of a first stage the k-th best key over all ranks, 0 where there are fewer: keys
+// [ranks * lists, k] i64 as MolTopK's, rank after rank; last [lists] i64.
+void MolLastKeys(Stream& stream, ConstTensorView keys, TensorView last);
+// A first stage of B queries: n lists each of this shard, and what MolLastKeys gives for them.
+struct MolStage {
+  MolTopK found;         // [B * n, k]
+  ConstTensorView last;  // [B * n] i64
+};
+// What the second stage scores: the slots in a query's lists whose keys reach the last of their
+// list, each slot once. begin [B + 1] i32, candidates [C] i32, slots below `slots`, ascending in
+// each query's range; C: room for B times the lists' lengths or `slots`, whichever is less.
+void MolCandidates(Stream& stream, std::span<const MolStage> stages, int64_t slots,
+                   TensorView begin, TensorView candidates, TensorView workspace);
 
 // Second stage: the k best scores among each query's candidates, [B + 1] i32 and [C] i32 slots,
-// ascending in each query's range, allowed ones only. topk [B, k].
+// ascending in each query's range, allowed ones only; what lies behind the last range is not read.
+// topk [B, k].
 void MolRescore(Stream& stream, const MolGateWeights& gate, const MolQueries& queries,
                 const MolTableView& table, ConstTensorView candidates_begin,
                 ConstTensorView candidates, const MolTopK& topk, TensorView workspace,
-                MolScanCounts* counts);
+                TensorView counts);
 
 // What scoring `pairs` pairs over `items` items read once must do and move.
 OpCost MolScoreCost(const MolShape& shape, MolStorage storage, int64_t items, int64_t pairs);

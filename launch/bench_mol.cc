@@ -227,11 +227,11 @@ class MolBench {
     const OpOutput<int32_t> slot_output(stream, memory, slots.data(), DType::kI32, key_shape);
     const MolTopK topk{key_output.view(), slot_output.view()};
     const TensorView workspace = memory.Allocate(DType::kU8, {workspace_bytes});
-    ASSIGN_OR_RETURN(const double seconds, Time([&] {
-                       MolAverageTopK(stream, shape, {components, gates}, view, allowed, topk,
-                                      workspace, nullptr);
-                       return stream.Synchronize();
-                     }));
+    ASSIGN_OR_RETURN(
+        const double seconds, Time([&] {
+          MolAverageTopK(stream, shape, {components, gates}, view, allowed, topk, workspace, {});
+          return stream.Synchronize();
+        }));
     (*out)["dot_product_ms"] = seconds * 1e3;
     return absl::OkStatus();
   }

@@ -67,7 +67,9 @@ absl::StatusOr<std::vector<float>> EagerMol::Scores(const MolModel& model, Strea
   ASSIGN_OR_RETURN(const Tensor gq, floats(batch, l));
   ASSIGN_OR_RETURN(const Tensor xc, floats(n, px * d));
   ASSIGN_OR_RETURN(const Tensor gi, floats(n, l));
-  model.ProjectQueries(stream, queries, std::vector<int64_t>(batch), arena, qc.view(), gq.view());
+  const std::vector<int32_t> users = model.UserRows(std::vector<int64_t>(batch));
+  const ConstTensorView rows(users.data(), DType::kI32, {model.user_tables(), batch});
+  model.ProjectQueries(stream, queries, rows, arena, qc.view(), gq.view());
   model.ProjectItems(stream, items, arena, xc.view(), gi.view());
   // logits [B, N, Pq, Px]: a product for each query, then its transpose.
   ASSIGN_OR_RETURN(const Tensor logits, floats(batch * n, l));

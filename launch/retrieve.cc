@@ -116,12 +116,15 @@ class Retriever {
   absl::StatusOr<std::unique_ptr<RetrievalGraphs>> Graphs(const RetrievalGroup& group) const {
     constexpr int64_t kManyBatches = 16;
     RetrievalGraphOptions options;
-    options.k = options_.k;
-    options.modes = {options_.mode};
+    options.searches = {options_};
+    if (options_.exact_or_certified) {  // what is not proven is searched again
+      options.searches.push_back(options_);
+      options.searches.back().mode = RetrievalMode::kPruned;
+    }
     options.batches = {std::min(flags_.batch_size, kMaxScanQueries)};
     if (flags_.no_graphs) {
       options.never = EagerReason::kOff;
-    } else if (options_.mode == RetrievalMode::kTwoStage || options_.k == 0 ||
+    } else if (options_.k == 0 ||
                static_cast<int64_t>(queries_.size()) < kManyBatches * options.batches[0]) {
       options.never = EagerReason::kNotCaptured;
     }

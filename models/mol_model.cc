@@ -243,8 +243,7 @@ size_t MolModel::ArenaBytes(int64_t rows) const {
   const int64_t glu = std::max(config_.query_hidden, config_.item_hidden);
   const int64_t gate = std::max(config_.gating_query_hidden, config_.gating_item_hidden);
   return Arena::Footprint(DType::kF32, {rows, 2 * glu}) +
-         Arena::Footprint(DType::kF32, {rows, glu}) + Arena::Footprint(DType::kF32, {rows, gate}) +
-         Arena::Footprint(DType::kI32, {rows});
+         Arena::Footprint(DType::kF32, {rows, glu}) + Arena::Footprint(DType::kF32, {rows, gate});
 }
 
 void MolModel::Project(Stream& stream, const Projection& projection, ConstTensorView x,
@@ -274,26 +273,26 @@ void MolModel::Partial(Stream& stream, const GatePartial& partial, ConstTensorVi
   arena.Rewind(mark);
 }
 
-void MolModel::ProjectQueries(Stream& stream, ConstTensorView q,
-                              const std::vector<int64_t>& user_ids, Arena& arena,
-                              TensorView components, TensorView gates) const {
-  const int64_t batch = q.dim(0), d = config_.component_dim;
-  const int64_t projected = config_.projected_components();
-  CHECK_EQ(q.dim(1), config_.query_dim) << "query embeddings";
-  Project(stream, query_, q, arena, components.Columns(0, projected * d));
-  for (size_t i = 0; i < user_tables_.size(); ++i) {
-    CHECK_EQ(static_cast<int64_t>(user_ids.size()), batch) << "user ids";
-    std::vector<int32_t> rows;
+std::vector<int32_t> MolModel::UserRows(const std::vector<int64_t>& user_ids) const {
+  std::vector<int32_t> rows;
+  for (const int64_t size : config_.uid_hash_sizes) {
     for (const int64_t id : user_ids) {
       CHECK_GE(id, 0);
-      rows.push_back(static_cast<int32_t>(id % config_.uid_hash_sizes[i] + 1));
+      rows.push_back(static_cast<int32_t>(id % size + 1));
     }
-    const size_t mark = arena.used();
-    const TensorView row_ids = arena.Allocate(DType::kI32, {batch});
-    stream.Copy(row_ids.data, rows.data(), rows.size() * sizeof(int32_t));
-    Embedding(stream, row_ids, *user_tables_[i], 0,
-              components.Columns((projected + static_cast<int64_t>(i)) * d, d));
-    arena.Rewind(mark);
+  }
+  return rows;
+}
+
+void MolModel::ProjectQueries(Stream& stream, ConstTensorView q, ConstTensorView user_rows,
+                              Arena& arena, TensorView components, TensorView gates) const {
+  const int64_t d = config_.component_dim, projected = config_.projected_components();
+  CHECK_EQ(q.dim(1), config_.query_dim) << "query embeddings";
+  Project(stream, query_, q, arena, components.Columns(0, projected * d));
+  for (int64_t i = 0; i < user_tables(); ++i) {
+    CHECK(user_rows.shape == (Shape{user_tables(), q.dim(0)})) << "rows of user ids";
+    const ConstTensorView rows(user_rows.row<int32_t>(i), DType::kI32, {q.dim(0)});
+    Embedding(stream, rows, *user_tables_[i], 0, components.Columns((projected + i) * d, d));
   }
   if (config_.l2_norm) L2Normalize(stream, components, d, static_cast<float>(config_.eps));
   Partial(stream, query_gate_, q, arena, gates);

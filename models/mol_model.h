@@ -29,11 +29,13 @@ class MolModel {
 
   // What ProjectQueries or ProjectItems of `rows` rows take of an arena.
   size_t ArenaBytes(int64_t rows) const;
-  // q [B, D_q] f32; user_ids [B] are the caller's (>= 0), used only with user-id tables. Gives
-  // components [B, Pq * d] and gates [B, G]. `arena` holds intermediates, and is as before at
-  // return.
-  void ProjectQueries(Stream& stream, ConstTensorView q, const std::vector<int64_t>& user_ids,
-                      Arena& arena, TensorView components, TensorView gates) const;
+  // The callers' user ids (>= 0) as rows of each user-id table: [tables, B], for ProjectQueries.
+  std::vector<int32_t> UserRows(const std::vector<int64_t>& user_ids) const;
+  int64_t user_tables() const { return static_cast<int64_t>(user_tables_.size()); }
+  // q [B, D_q] f32, user_rows [tables, B] i32. Gives components [B, Pq * d] and gates [B, G].
+  // `arena` holds intermediates, and is as before at return.
+  void ProjectQueries(Stream& stream, ConstTensorView q, ConstTensorView user_rows, Arena& arena,
+                      TensorView components, TensorView gates) const;
   // x [n, D_x] f32 -> components [n, Px * d], gates [n, G].
   void ProjectItems(Stream& stream, ConstTensorView x, Arena& arena, TensorView components,
                     TensorView gates) const;

@@ -10,163 +10,207 @@
 namespace trireme {
 namespace {
 
-GraphKey KeyOf(RetrievalMode mode, int64_t batch) {
-  return {.work = mode == RetrievalMode::kPruned ? "pruned search" : "exact search", .size = batch};
+std::string_view WorkOf(RetrievalMode mode) {
+  switch (mode) {
+    case RetrievalMode::kExact:
+      return "exact search";
+    case RetrievalMode::kPruned:
+      return "pruned search";
+    case RetrievalMode::kTwoStage:
+      return "two-stage search";
+  }
+  return "?";
 }
 
-size_t Bytes(const TensorView& view) { return static_cast<size_t>(view.bytes()); }
+// Whether they are the same work on the device.
+bool SameWork(RetrievalOptions a, RetrievalOptions b) {
+  if (a.mode != b.mode || a.k != b.k) return false;
+  if (a.mode != RetrievalMode::kTwoStage) return true;
+  a.exact_or_certified = b.exact_or_certified = false;  // the host's, afterwards
+  if (a.first_stage == FirstStage::kAverage) a.each_k = b.each_k;
+  if (a.first_stage == FirstStage::kPerEmbedding) a.average_k = b.average_k;
+  return a == b;
+}
 
 }  // namespace
 
-RetrievalGraphs::RetrievalGraphs(const RetrievalTable& table, Stream& stream,
+RetrievalGraphs::RetrievalGraphs(const RetrievalTable& table, const RetrievalGroup& group,
                                  RetrievalGraphOptions options)
-    : table_(table), stream_(stream), options_(std::move(options)) {}
+    : table_(table), group_(group), stream_(*group.stream), options_(std::move(options)) {}
 
 absl::StatusOr<std::unique_ptr<RetrievalGraphs>> RetrievalGraphs::Create(
     const RetrievalTable& table, const RetrievalGroup& group,
     const RetrievalGraphOptions& options) {
   RetrievalGraphOptions wanted = options;
   if (!wanted.never) wanted.never = GraphCache::WhyNever(*group.stream);
-  std::unique_ptr<RetrievalGraphs> graphs(
-      new RetrievalGraphs(table, *group.stream, std::move(wanted)));
+  std::unique_ptr<RetrievalGraphs> graphs(new RetrievalGraphs(table, group, std::move(wanted)));
   const bool captures = !graphs->options_.never;
   RETURN_IF_ERROR(group.Agree(captures ? graphs->TakeMemory() : absl::OkStatus()));
   if (captures) graphs->CaptureAll();
   return graphs;
 }
 
-int64_t RetrievalGraphs::WorkspaceBytes() const {
-  const MolTableView view = table_.shard().view();
-  int64_t bytes = 0;
-  for (const int64_t batch : options_.batches) {
-    const MolScanSize size{MolScanOp::kSearch, view.storage, batch, view.slots, options_.k};
-    bytes = std::max(bytes, MolWorkspaceBytes(stream_, table_.model().shape(), size));
-  }
-  return bytes;
+bool RetrievalGraphs::Collective(const RetrievalOptions& search) const {
+  return search.mode == RetrievalMode::kTwoStage && group_.size() > 1;
+}
+
+GraphKey RetrievalGraphs::KeyOf(const Entry& entry) const {
+  return {.work = WorkOf(options_.searches[entry.search].mode),
+          .size = entry.batch,
+          .variant = static_cast<int64_t>(entry.search)};
 }
 
 absl::Status RetrievalGraphs::TakeMemory() {
-  const MolShape& shape = table_.model().shape();
   CHECK(!options_.batches.empty() &&
         std::is_sorted(options_.batches.begin(), options_.batches.end()));
-  const int64_t batch = options_.batches.back(), words = table_.shard().mask_words();
-  const std::pair<TensorView*, std::pair<DType, Shape>> all[] = {
-      {&places_.components, {DType::kF32, {batch, shape.query_components * shape.component_dim}}},
-      {&places_.gates, {DType::kF32, {batch, shape.gate_width()}}},
-      {&places_.masks, {DType::kI32, {1 + batch, words}}},
-      {&places_.query_mask, {DType::kI32, {batch}}},
-      {&places_.excluded_begin, {DType::kI32, {batch + 1}}},
-      {&places_.excluded, {DType::kI32, {std::max<int64_t>(1, options_.max_excluded)}}},
-      {&places_.keys, {DType::kI64, {batch, options_.k}}},
-      {&places_.slots, {DType::kI32, {batch, options_.k}}},
-      {&places_.workspace, {DType::kU8, {WorkspaceBytes()}}}};
-  size_t bytes = 0;
-  for (const auto& [view, what] : all) bytes += Arena::Footprint(what.first, what.second);
-  auto memory = Arena::Create(stream_.device(), bytes);
+  const int64_t most = options_.batches.back();
+  const int64_t excluded = std::max<int64_t>(1, options_.max_excluded);
+  ScanBytes inputs;
+  SearchInputs::Plan(table_, most, 1 + most, excluded, &inputs);
+  size_t largest = 0;
+  for (size_t i = 0; i < options_.searches.size(); ++i) {
+    RETURN_IF_ERROR(CheckRetrievalOptions(options_.searches[i]));
+    CHECK_GT(options_.searches[i].k, 0);
+    if (Collective(options_.searches[i]) && !group_.communicator->capturable()) continue;
+    for (const int64_t batch : options_.batches) {
+      entries_.push_back({i, batch, SearchWork(table_, group_, options_.searches[i], batch)});
+      largest = std::max(largest, entries_.back().work.bytes().total());
+    }
+  }
+  if (entries_.empty()) return absl::OkStatus();
+  auto memory = Arena::Create(stream_.device(), inputs.total() + largest);
   if (!memory.ok()) {
     return absl::ResourceExhaustedError(absl::StrFormat(
         "retrieval graphs: searches of up to %d queries with k %d need %.1f MB on this rank; use "
         "fewer, or --no-graphs: %s",
-        batch, options_.k, static_cast<double>(bytes) * 1e-6, memory.status().message()));
+        most, options_.searches[0].k, static_cast<double>(inputs.total() + largest) * 1e-6,
+        memory.status().message()));
   }
   memory_ = *std::move(memory);
-  for (const auto& [view, what] : all) *view = memory_.Allocate(what.first, what.second);
+  inputs_ = SearchInputs::Take(table_, most, 1 + most, excluded, memory_);
+  const size_t begin = memory_.used();
+  for (Entry& entry : entries_) {
+    memory_.Rewind(begin);
+    entry.work.Take(memory_);
+    entry.end = memory_.used();
+  }
   return absl::OkStatus();
 }
 
+SearchInputs RetrievalGraphs::InputsOf(int64_t batch) const {
+  SearchInputs in = inputs_;
+  in.queries = in.queries.Rows(0, batch);
+  in.user_rows = TensorView(in.user_rows.data, DType::kI32, {in.user_rows.dim(0), batch});
+  in.query_mask = in.query_mask.Rows(0, batch);
+  in.excluded_begin = in.excluded_begin.Rows(0, batch + 1);
+  return in;
+}
+
 void RetrievalGraphs::CaptureAll() {
-  cache_ = GraphCache({.never = options_.never, .warn = options_.warn});
+  // Each rank for itself, but for what they do together.
+  const auto all_ranks = [this](bool here) {
+    if (!capturing_collective_) return here;
+    return group_.Agree(here ? absl::OkStatus() : absl::AbortedError("not here")).ok();
+  };
+  cache_ = GraphCache({.never = options_.never, .all_ranks = all_ranks, .warn = options_.warn});
   // Replays and eager runs must see the same items.
   const auto lock = table_.shard().ReadLock();
-  for (const RetrievalMode mode : options_.modes) {
-    CHECK(mode != RetrievalMode::kTwoStage) << "its stages are the host's";
-    for (const int64_t batch : options_.batches) {
-      cache_.Capture(stream_, KeyOf(mode, batch),
-                     {.fill = [&](int round) { FillTrial(batch, round); },
-                      .work = [&] { Search(mode, batch); },
-                      .outputs = {places_.keys.Rows(0, batch), places_.slots.Rows(0, batch)}});
-    }
+  for (Entry& entry : entries_) {
+    capturing_collective_ = Collective(options_.searches[entry.search]);
+    cache_.Capture(stream_, KeyOf(entry),
+                   {.fill = [&](int round) { FillTrial(entry, round); },
+                    .work = [&] { Run(entry); },
+                    .outputs = entry.work.outputs()});
   }
 }
 
 // All items against no two queries alike, in the other round half of them; each query excludes two
 // slots, or none.
-void RetrievalGraphs::FillTrial(int64_t batch, int round) {
-  const auto fill = [&](const TensorView& to, int64_t salt) {
-    std::vector<float> values(to.Rows(0, batch).elements());
-    for (size_t i = 0; i < values.size(); ++i) {
-      values[i] = static_cast<float>((static_cast<int64_t>(i) * 37 + salt) % 101) / 500.0f - 0.1f;
-    }
-    stream_.Copy(to.data, values.data(), values.size() * sizeof(float));
-    CHECK(stream_.Synchronize().ok());  // the values go
-  };
-  fill(places_.components, 11 * round);
-  fill(places_.gates, 5 + 17 * round);
-  std::vector<int32_t> masks(table_.shard().mask_words()), which(batch), begin(batch + 1), slots;
-  table_.shard().FillMask({}, nullptr, masks.data());
+void RetrievalGraphs::FillTrial(Entry& entry, int round) {
+  SearchArrays in;
+  const int64_t batch = entry.batch;
+  in.queries.resize(inputs_.queries.Rows(0, batch).elements());
+  for (size_t i = 0; i < in.queries.size(); ++i) {
+    in.queries[i] =
+        static_cast<float>((static_cast<int64_t>(i) * 37 + 11 * round) % 101) / 500.0f - 0.1f;
+  }
+  std::vector<int64_t> users(batch);
+  for (int64_t b = 0; b < batch; ++b) users[b] = 3 * b + 5 * round;
+  in.user_rows = table_.model().UserRows(users);
+  in.masks.resize(table_.shard().mask_words());
+  in.query_mask.resize(batch);
+  in.excluded_begin.resize(batch + 1);
+  table_.shard().FillMask({}, nullptr, in.masks.data());
   if (round == 1) {
-    for (int32_t& word : masks) word &= 0x5a5a5a5a;
+    for (int32_t& word : in.masks) word &= 0x5a5a5a5a;
     for (int64_t b = 0; b < batch && 2 * (b + 1) <= options_.max_excluded; ++b) {
-      slots.insert(slots.end(), {1, 3});
+      in.excluded.insert(in.excluded.end(), {1, 3});
     }
   }
   for (int64_t b = 0; b < batch; ++b) {
-    begin[b + 1] = std::min<int32_t>(static_cast<int32_t>(slots.size()), begin[b] + 2);
+    in.excluded_begin[b + 1] =
+        std::min<int32_t>(static_cast<int32_t>(in.excluded.size()), in.excluded_begin[b] + 2);
   }
-  CopyInputs({.batch = batch,
-              .masks = &masks,
-              .query_mask = &which,
-              .excluded_begin = &begin,
-              .excluded = &slots},
-             batch);
-  CHECK(stream_.Synchronize().ok());
+  CopyInputs(in, batch, batch);
+  entry.work.Begin(stream_);
+  CHECK(stream_.Synchronize().ok());  // the arrays go
 }
 
-void RetrievalGraphs::CopyInputs(const RetrievalReplay& search, int64_t padded) {
-  const auto copy = [&](void* to, const std::vector<int32_t>& from) {
-    stream_.Copy(to, from.data(), from.size() * sizeof(int32_t));
+void RetrievalGraphs::CopyInputs(const SearchArrays& in, int64_t batch, int64_t padded) {
+  const auto copy = [&](void* to, const auto& from) {
+    stream_.Copy(to, from.data(), from.size() * sizeof(from[0]));
   };
+  copy(inputs_.queries.data, in.queries);
+  user_rows_.assign(table_.model().user_tables() * padded, 0);
+  for (int64_t t = 0; t < table_.model().user_tables(); ++t) {
+    std::copy_n(in.user_rows.begin() + t * batch, batch, user_rows_.begin() + t * padded);
+  }
+  copy(inputs_.user_rows.data, user_rows_);
   // Row 0 stays as it was made: nothing is allowed.
-  copy(places_.masks.row<int32_t>(1), *search.masks);
+  copy(inputs_.masks.row<int32_t>(1), in.masks);
   query_mask_.assign(padded, 0);
-  for (int64_t b = 0; b < search.batch; ++b) query_mask_[b] = 1 + (*search.query_mask)[b];
-  copy(places_.query_mask.data, query_mask_);
-  excluded_begin_ = *search.excluded_begin;
+  for (int64_t b = 0; b < batch; ++b) query_mask_[b] = 1 + in.query_mask[b];
+  copy(inputs_.query_mask.data, query_mask_);
+  excluded_begin_ = in.excluded_begin;
   excluded_begin_.resize(padded + 1, excluded_begin_.back());
-  copy(places_.excluded_begin.data, excluded_begin_);
-  copy(places_.excluded.data, *search.excluded);
+  copy(inputs_.excluded_begin.data, excluded_begin_);
+  copy(inputs_.excluded.data, in.excluded);
 }
 
-void RetrievalGraphs::Search(RetrievalMode mode, int64_t batch) {
-  MolAllowed allowed;
-  allowed.masks = places_.masks;
-  allowed.query_mask = places_.query_mask.Rows(0, batch);
-  allowed.excluded_begin = places_.excluded_begin.Rows(0, batch + 1);
-  allowed.excluded = places_.excluded;
-  MolSearch(stream_, table_.model().gate(), {components(batch), gates(batch)},
-            table_.shard().view(), allowed, mode == RetrievalMode::kPruned,
-            {places_.keys.Rows(0, batch), places_.slots.Rows(0, batch)}, places_.workspace,
-            /*counts=*/nullptr);
+void RetrievalGraphs::Run(Entry& entry) {
+  memory_.Rewind(entry.end);  // what projects the queries lies behind it
+  entry.work.Enqueue(stream_, memory_, InputsOf(entry.batch));
 }
 
-bool RetrievalGraphs::Replays(RetrievalMode mode, int64_t k, int64_t batch,
-                              int64_t excluded) const {
+const RetrievalGraphs::Entry* RetrievalGraphs::Find(const RetrievalOptions& search,
+                                                    int64_t batch) const {
   const int64_t padded = BucketOf(options_.batches, batch);
-  return k == options_.k && padded > 0 && excluded <= options_.max_excluded &&
-         cache_.Holds(KeyOf(mode, padded));
+  for (const Entry& entry : entries_) {
+    if (entry.batch == padded && SameWork(options_.searches[entry.search], search)) return &entry;
+  }
+  return nullptr;
 }
 
-void RetrievalGraphs::Replay(RetrievalMode mode, const RetrievalReplay& search) {
-  const int64_t padded = BucketOf(options_.batches, search.batch);
-  CopyInputs(search, padded);
-  cache_.Run(stream_, KeyOf(mode, padded), [&] { Search(mode, padded); });
-  stream_.Copy(search.keys->data(), places_.keys.data, Bytes(places_.keys.Rows(0, search.batch)));
-  stream_.Copy(search.slots->data(), places_.slots.data,
-               Bytes(places_.slots.Rows(0, search.batch)));
+bool RetrievalGraphs::Replays(const RetrievalOptions& search, int64_t batch,
+                              int64_t excluded) const {
+  const Entry* const entry = Find(search, batch);
+  return entry != nullptr && excluded <= options_.max_excluded && cache_.Holds(KeyOf(*entry));
 }
 
-void RetrievalGraphs::RunEagerly(absl::FunctionRef<void()> work) {
-  cache_.RunEagerly(options_.never.value_or(EagerReason::kNotCaptured), work);
+void RetrievalGraphs::Replay(const RetrievalOptions& search, int64_t batch, const SearchArrays& in,
+                             SearchFound* found) {
+  Entry& entry = entries_[Find(search, batch) - entries_.data()];
+  CopyInputs(in, batch, entry.batch);
+  entry.work.Begin(stream_);
+  cache_.Run(stream_, KeyOf(entry), [&] { Run(entry); });
+  entry.work.Fetch(stream_, batch, found);
+}
+
+void RetrievalGraphs::RunEagerly(const RetrievalOptions& search, absl::FunctionRef<void()> work) {
+  const bool by_host = Collective(search) && !group_.communicator->capturable();
+  cache_.RunEagerly(
+      options_.never.value_or(by_host ? EagerReason::kCommunicator : EagerReason::kNotCaptured),
+      work);
 }
 
 }  // namespace trireme

@@ -1,12 +1,16 @@
-// Searches of one table that are replayed (graph_cache.h): the kernels of an exact or a pruned
-// scan, which host code does not interrupt, as one call. Batches are padded to the sizes that were
-// captured; a query that is padding may be answered with nothing. What differs between two searches
-// (queries, masks, excluded slots) lies at addresses of this object; items change under the graph,
-// whose addresses are the table's for its life.
+// Searches of one table that are replayed (graph_cache.h): all that a search does on the device
+// (retrieval_work.h), from the queries as they come to this rank's best, as one call. That is an
+// exact or a pruned scan, or both stages of a two-stage search with the candidates between them;
+// over several ranks the latter gather the lists of the first stage, so that they are replayed
+// where the communicator's calls may be captured (NCCL's may, MPI's not). Work is counted like
+// anywhere else. Batches are padded to the sizes that were captured; a query that is padding may be
+// answered with nothing. What differs between two searches (queries, user ids, masks, excluded
+// slots) lies at addresses of this object; items change under the graph, whose addresses are the
+// table's for its life.
 //
-// Projecting the queries, copies from and to the host and the merge over ranks stay outside, as do
-// first and second stages, between which the host makes lists. Used by one search at a time, on the
-// stream it was made with. Must go before the table.
+// Outside stay the copies from and to the host, and the merge over ranks: its second exchange
+// follows only where the host finds equal scores in the first. Used by one search at a time, on the
+// stream it was made with. Must go before table and communicator.
 #pragma once
 
 #include <cstdint>
@@ -17,27 +21,18 @@
 #include <vector>
 
 #include "runtime/graph_cache.h"
-#include "runtime/retrieval_search.h"
+#include "runtime/retrieval_work.h"
 
 namespace trireme {
 
 struct RetrievalGraphOptions {
-  int64_t k = 100;
-  std::vector<RetrievalMode> modes = {RetrievalMode::kPruned};  // and kExact
-  std::vector<int64_t> batches = {1, 2, 4, 8, 16, 32};          // ascending
-  int64_t max_excluded = 4096;                                  // slots, of a batch's queries
+  // What is captured, each for all sizes of batches.
+  std::vector<RetrievalOptions> searches = {RetrievalOptions()};
+  std::vector<int64_t> batches = {1, 2, 4, 8, 16, 32};  // ascending
+  int64_t max_excluded = 4096;                          // slots, of a batch's queries
   // Why nothing is to be captured (kOff: --no-graphs); empty: the device decides.
   std::optional<EagerReason> never{};
   std::function<void(const std::string& line)> warn{};  // as GraphCache's
-};
-
-// What a search leaves to be answered by a replay. Host memory.
-struct RetrievalReplay {
-  int64_t batch = 0;
-  const std::vector<int32_t>*masks, *query_mask;         // [F, mask_words], [B]: a row of masks
-  const std::vector<int32_t>*excluded_begin, *excluded;  // [B + 1], [E]
-  std::vector<uint64_t>* keys = nullptr;                 // out: [B, k]
-  std::vector<int32_t>* slots = nullptr;                 // out: [B, k]
 };
 
 class RetrievalGraphs {
@@ -51,48 +46,56 @@ class RetrievalGraphs {
   RetrievalGraphs(const RetrievalGraphs&) = delete;
   RetrievalGraphs& operator=(const RetrievalGraphs&) = delete;
 
-  // Whether a search of so many queries, which exclude so many slots, is replayed.
-  bool Replays(RetrievalMode mode, int64_t k, int64_t batch, int64_t excluded) const;
-  // Where its projected queries go.
-  TensorView components(int64_t batch) const { return places_.components.Rows(0, batch); }
-  TensorView gates(int64_t batch) const { return places_.gates.Rows(0, batch); }
-  // Enqueues all of it, with the way to `keys` and `slots`.
-  void Replay(RetrievalMode mode, const RetrievalReplay& search);
+  // Whether a search of so many queries, which exclude so many slots, is replayed. The same on all
+  // ranks where it is a collective one.
+  bool Replays(const RetrievalOptions& search, int64_t batch, int64_t excluded) const;
+  // Enqueues all of it, with the way from `in` and to `found`. REQUIRES: Replays.
+  void Replay(const RetrievalOptions& search, int64_t batch, const SearchArrays& in,
+              SearchFound* found);
   // Of a search that is not replayed.
-  void RunEagerly(absl::FunctionRef<void()> work);
+  void RunEagerly(const RetrievalOptions& search, absl::FunctionRef<void()> work);
 
   const GraphStats& stats() const { return cache_.stats(); }
   // Of the device's memory: what the searches work in; the graphs' own bytes are in stats().
   int64_t bytes() const { return static_cast<int64_t>(memory_.capacity()); }
 
  private:
-  // For the largest batch.
-  struct Places {
-    TensorView components, gates;         // [B, Pq * d], [B, G]
-    TensorView masks, query_mask;         // [1 + B, words]: none, then filters; [B]
-    TensorView excluded_begin, excluded;  // [B + 1], [max_excluded]
-    TensorView keys, slots;               // [B, k]
-    TensorView workspace;
+  // A search for one size of batches. All of them lie over each other, behind the inputs.
+  struct Entry {
+    size_t search;
+    int64_t batch;
+    SearchWork work;
+    size_t end = 0;  // of its memory
   };
-  RetrievalGraphs(const RetrievalTable& table, Stream& stream, RetrievalGraphOptions options);
+  RetrievalGraphs(const RetrievalTable& table, const RetrievalGroup& group,
+                  RetrievalGraphOptions options);
   absl::Status TakeMemory();
-  int64_t WorkspaceBytes() const;
   void CaptureAll();
+  // The inputs for a batch of so many.
+  SearchInputs InputsOf(int64_t batch) const;
   // Enqueues a trial's inputs.
-  void FillTrial(int64_t batch, int round);
+  void FillTrial(Entry& entry, int round);
   // What is captured.
-  void Search(RetrievalMode mode, int64_t batch);
-  // Takes one batch's masks and lists over; what is beyond `search.batch` is answered with nothing.
-  void CopyInputs(const RetrievalReplay& search, int64_t padded);
+  void Run(Entry& entry);
+  // Takes over what a search of `batch` queries reads; what is beyond is answered with nothing.
+  void CopyInputs(const SearchArrays& in, int64_t batch, int64_t padded);
+  GraphKey KeyOf(const Entry& entry) const;
+  // Its ranks exchange something within it.
+  bool Collective(const RetrievalOptions& search) const;
+  const Entry* Find(const RetrievalOptions& search, int64_t batch) const;
 
   const RetrievalTable& table_;
+  const RetrievalGroup group_;
   Stream& stream_;
   const RetrievalGraphOptions options_;
+  std::vector<Entry> entries_;
+  bool capturing_collective_ = false;
   GraphCache cache_;
   Arena memory_;
-  Places places_;
+  // For the largest batch; row 0 of the masks allows nothing.
+  SearchInputs inputs_;
   // What copies read until the stream has been waited for.
-  std::vector<int32_t> query_mask_, excluded_begin_;
+  std::vector<int32_t> user_rows_, query_mask_, excluded_begin_;
 };
 
 }  // namespace trireme

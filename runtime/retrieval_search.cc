@@ -67,8 +67,8 @@ class Searches {
         filters.push_back(&*filters_.at(batch.back()->filter));
         answers.push_back(&answers_[some[i]]);
       }
-      Scan scan(table_, group_, context_);
-      const absl::Status reserved = group_.Agree(scan.Reserve(batch, filters, how));
+      Scan scan(table_, group_, context_, how, static_cast<int64_t>(count));
+      const absl::Status reserved = group_.Agree(scan.Reserve(batch, filters));
       if (absl::IsResourceExhausted(reserved) && count > 1) {
         most = count / 2;
         continue;
@@ -80,9 +80,7 @@ class Searches {
         continue;
       }
       RETURN_IF_ERROR(reserved);
-      scan.Prepare(batch, filters);
-      RETURN_IF_ERROR(how.mode == RetrievalMode::kTwoStage ? scan.TwoStage(how, answers)
-                                                           : scan.Exact(how.mode, how.k, answers));
+      RETURN_IF_ERROR(scan.Run(batch, filters, answers));
     }
     return absl::OkStatus();
   }

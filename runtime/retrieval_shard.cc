@@ -325,16 +325,17 @@ ItemShard::BlockWindow::BlockWindow(const ItemShard& shard, Stream& stream)
     : shard_(shard), stream_(stream) {
   const MolShape& shape = shard.model_.shape();
   const int64_t element = ElementBytes(shard.options_.storage);
-  const auto add = [&](const Buffer& buffer, int64_t count, int64_t bytes) {
+  const auto add = [&](const Buffer& buffer, int64_t vectors, int64_t values, int64_t bytes) {
     if (buffer.data() == nullptr) return;
-    parts_.push_back({static_cast<char*>(buffer.data()), count, bytes, nullptr});
+    const int64_t piece = MolPiece(stream, shard.options_.storage, values);
+    parts_.push_back({static_cast<char*>(buffer.data()), vectors, values, piece, bytes, nullptr});
   };
-  add(shard.components_, shape.item_components * shape.component_dim, element);
-  add(shard.scales_, shape.item_components, 2);
-  add(shard.gates_, shape.gate_width(), element);
-  add(shard.gate_scales_, 1, 2);
-  add(shard.means_, shape.component_dim, element);
-  add(shard.mean_scales_, 1, 2);
+  add(shard.components_, shape.item_components, shape.component_dim, element);
+  add(shard.scales_, shape.item_components, 1, 2);
+  add(shard.gates_, 1, shape.gate_width(), element);
+  add(shard.gate_scales_, 1, 1, 2);
+  add(shard.means_, 1, shape.component_dim, element);
+  add(shard.mean_scales_, 1, 1, 2);
   if (stream.device().spec().host_memory) return;
   int64_t bytes = 0;
   for (const Part& part : parts_) bytes += part.block_bytes();
@@ -369,9 +370,11 @@ template <typename Visit>
 void ItemShard::ForEachElement(BlockWindow& window, int32_t slot, Visit&& visit) {
   window.MoveTo(slot / kMolBlockRows);
   for (const BlockWindow::Part& part : window.parts_) {
-    char* at = part.host + slot % kMolBlockRows * part.element;
-    for (int64_t i = 0; i < part.count; ++i) {
-      visit(at + i * kMolBlockRows * part.element, part.element);
+    for (int64_t v = 0; v < part.vectors; ++v) {
+      char* vector = part.host + v * part.values * kMolBlockRows * part.element;
+      for (int64_t k = 0; k < part.values; ++k) {
+        visit(vector + MolPlace(k, slot % kMolBlockRows, part.piece) * part.element, part.element);
+      }
     }
   }
 }

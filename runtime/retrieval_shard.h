@@ -102,10 +102,11 @@ class ItemShard {
    private:
     friend class ItemShard;
     struct Part {
-      char* base;              // of all blocks, on the device
-      int64_t count, element;  // of a slot
+      char* base;                      // of all blocks, on the device
+      int64_t vectors, values, piece;  // of a slot, of a vector, side by side (MolPlace)
+      int64_t element;                 // bytes of a value
       char* host;
-      int64_t block_bytes() const { return count * element * kMolBlockRows; }
+      int64_t block_bytes() const { return vectors * values * element * kMolBlockRows; }
     };
     void MoveTo(int64_t block);
 

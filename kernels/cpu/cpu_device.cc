@@ -71,7 +71,10 @@ constexpr MolOpTable kMolOps = {
     .search = MolSearch,
     .average_topk = MolAverageTopK,
     .logit_topk = MolLogitTopK,
+    .last_keys = MolLastKeys,
+    .candidates = MolCandidates,
     .rescore = MolRescore,
+    .piece_bytes = 0,
 };
 
 constexpr OpTable kOps = {

@@ -41,16 +41,19 @@ void MolStore(Stream&, const MolShape& shape, ConstTensorView components, ConstT
 int64_t MolWorkspaceBytes(const Stream&, const MolShape& shape, const MolScanSize& size);
 void MolSearch(Stream&, const MolGateWeights& gate, const MolQueries& queries,
                const MolTableView& table, const MolAllowed& allowed, bool prune,
-               const MolTopK& topk, TensorView workspace, MolScanCounts* counts);
+               const MolTopK& topk, TensorView workspace, TensorView counts);
 void MolAverageTopK(Stream&, const MolShape& shape, const MolQueries& queries,
                     const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                    TensorView workspace, MolScanCounts* counts);
+                    TensorView workspace, TensorView counts);
 void MolLogitTopK(Stream&, const MolShape& shape, const MolQueries& queries,
                   const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                  TensorView workspace, MolScanCounts* counts);
+                  TensorView workspace, TensorView counts);
+void MolLastKeys(Stream&, ConstTensorView keys, TensorView last);
+void MolCandidates(Stream&, std::span<const MolStage> stages, int64_t slots, TensorView begin,
+                   TensorView candidates, TensorView workspace);
 void MolRescore(Stream&, const MolGateWeights& gate, const MolQueries& queries,
                 const MolTableView& table, ConstTensorView candidates_begin,
                 ConstTensorView candidates, const MolTopK& topk, TensorView workspace,
-                MolScanCounts* counts);
+                TensorView counts);
 
 }  // namespace trireme::cpu

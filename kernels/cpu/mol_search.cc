@@ -268,20 +268,19 @@ std::vector<QueryMask> MasksOf(const MolAllowed& allowed, int64_t first, int64_t
   return masks;
 }
 
-void AddCounts(const MolScanCounts& from, std::mutex& mutex, MolScanCounts* to) {
-  if (to == nullptr) return;
+void AddCounts(const MolScanCounts& from, std::mutex& mutex, const TensorView& to) {
+  if (!to) return;
   const std::lock_guard<std::mutex> lock(mutex);
-  to->pairs += from.pairs;
-  to->gated += from.gated;
-  to->not_finite += from.not_finite;
+  to.as<int64_t>()[0] += from.pairs;
+  to.as<int64_t>()[1] += from.gated;
+  to.as<int64_t>()[2] += from.not_finite;
 }
 
 // The part of a first-stage scan that both kinds share: `lists` lists a query, and
 // block_work(query, block, mask, collectors of that query).
 template <typename MakeWorker>
 void ScanLists(Stream& stream, const MolTableView& table, const MolAllowed& allowed, int64_t batch,
-               int64_t lists, const MolTopK& topk, MolScanCounts* counts,
-               MakeWorker&& make_worker) {
+               int64_t lists, const MolTopK& topk, TensorView counts, MakeWorker&& make_worker) {
   const int64_t k = topk.keys.dim(1), blocks = table.slots / kMolLanes;
   std::mutex mutex;
   for (int64_t first = 0; first < batch; first += kQueriesPerScan) {
@@ -327,7 +326,7 @@ int64_t MolWorkspaceBytes(const Stream&, const MolShape&, const MolScanSize&) { 
 
 void MolSearch(Stream& stream, const MolGateWeights& gate, const MolQueries& queries,
                const MolTableView& table, const MolAllowed& allowed, bool prune,
-               const MolTopK& topk, TensorView /*workspace*/, MolScanCounts* counts) {
+               const MolTopK& topk, TensorView /*workspace*/, TensorView counts) {
   const auto& packed = static_cast<const PackedMolGate&>(gate);
   const int64_t batch = queries.components.dim(0), k = topk.keys.dim(1);
   const int64_t blocks = table.slots / kMolLanes;
@@ -361,7 +360,7 @@ void MolSearch(Stream& stream, const MolGateWeights& gate, const MolQueries& que
 
 void MolAverageTopK(Stream& stream, const MolShape& shape, const MolQueries& queries,
                     const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                    TensorView /*workspace*/, MolScanCounts* counts) {
+                    TensorView /*workspace*/, TensorView counts) {
   const int64_t dim = shape.component_dim, pq = shape.query_components;
   const int64_t batch = queries.components.dim(0);
   // With means one vector an item, else the sum over its components.
@@ -402,7 +401,7 @@ void MolAverageTopK(Stream& stream, const MolShape& shape, const MolQueries& que
 
 void MolLogitTopK(Stream& stream, const MolShape& shape, const MolQueries& queries,
                   const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                  TensorView /*workspace*/, MolScanCounts* counts) {
+                  TensorView /*workspace*/, TensorView counts) {
   const int64_t lists = shape.logits();
   ScanLists(stream, table, allowed, queries.components.dim(0), lists, topk, counts, [&] {
     return [&, logits = std::vector<float>(lists * kMolLanes), floors = std::vector<float>(lists),
@@ -428,7 +427,7 @@ void MolLogitTopK(Stream& stream, const MolShape& shape, const MolQueries& queri
 void MolRescore(Stream& stream, const MolGateWeights& gate, const MolQueries& queries,
                 const MolTableView& table, ConstTensorView candidates_begin,
                 ConstTensorView candidates, const MolTopK& topk, TensorView /*workspace*/,
-                MolScanCounts* counts) {
+                TensorView counts) {
   const auto& packed = static_cast<const PackedMolGate&>(gate);
   const int64_t batch = queries.components.dim(0), k = topk.keys.dim(1);
   const int32_t* begin = candidates_begin.as<int32_t>();

@@ -46,8 +46,8 @@ class LaneScorer {
   __device__ float Logits(int64_t slot, int query) {
     const float* q = a_.queries + int64_t{query} * a_.query_components * a_.padded_dim;
     const int64_t vector = slot / kMolLanes * a_.item_components;
-    const T* x =
-        static_cast<const T*>(a_.components) + vector * a_.dim * kMolLanes + slot % kMolLanes;
+    const int lane = static_cast<int>(slot % kMolLanes);
+    const T* x = static_cast<const T*>(a_.components) + vector * a_.dim * kMolLanes;
     float largest = -INFINITY;
     for (int m = 0; m < a_.item_components; ++m, x += a_.dim * kMolLanes) {
       float scale = a_.inverse_temperature;
@@ -56,14 +56,14 @@ class LaneScorer {
       }
       if (a_.diagonal) {
         float sum[1];
-        LaneDots(x, a_.dim, q + m * a_.padded_dim, a_.padded_dim, 1, sum);
+        LaneDots(x, lane, a_.shift, a_.dim, q + m * a_.padded_dim, a_.padded_dim, 1, sum);
         largest = Keep(m, __fmul_rn(sum[0], scale), largest);
         continue;
       }
       for (int n = 0; n < a_.query_components; n += kMolQueryTile) {
         float sums[kMolQueryTile];
         const int count = min(kMolQueryTile, a_.query_components - n);
-        LaneDots(x, a_.dim, q + n * a_.padded_dim, a_.padded_dim, count, sums);
+        LaneDots(x, lane, a_.shift, a_.dim, q + n * a_.padded_dim, a_.padded_dim, count, sums);
 #pragma unroll
         for (int i = 0; i < kMolQueryTile; ++i) {
           if (i >= count) break;
@@ -119,17 +119,17 @@ class LaneScorer {
 
   // The gate of the lane's item.
   struct ItemGate {
-    const T* values;
+    const T* block;
+    int lane, shift;
     float scale;
     __device__ float operator[](int g) const {
-      const float x = Float(values[g * kMolLanes]);
+      const float x = Float(block[PlaceOf(g, lane, shift)]);
       return sizeof(T) == 1 ? __fmul_rn(x, scale) : x;
     }
   };
   __device__ ItemGate GateOf(int64_t slot) const {
-    ItemGate gate{static_cast<const T*>(a_.gates) + slot / kMolLanes * a_.gate_width * kMolLanes +
-                      slot % kMolLanes,
-                  1.0f};
+    ItemGate gate{static_cast<const T*>(a_.gates) + slot / kMolLanes * a_.gate_width * kMolLanes,
+                  static_cast<int>(slot % kMolLanes), a_.gate_shift, 1.0f};
     if constexpr (sizeof(T) == 1) gate.scale = Float(a_.gate_scales[slot]);
     return gate;
   }
@@ -236,13 +236,14 @@ __device__ void ScanPair(const MolScanArguments& a, const LanePair& pair, LaneSc
 template <typename T, bool kPrune, bool kWide>
 __global__ void LaneScan(MolScanArguments a) {
   const int lane = gpu::LaneId(), warps = blockDim.x / 32;
+  const int64_t end = EndOf(a);
   LaneScorer<T> scorer(a, WarpMemory<kWide>(a));
   for (int64_t first = a.begin + (int64_t{blockIdx.x} * warps + threadIdx.x / 32) * kMolLanes;
-       first < a.end; first += int64_t{gridDim.x} * warps * kMolLanes) {
+       first < end; first += int64_t{gridDim.x} * warps * kMolLanes) {
     if (a.candidates != nullptr) {
-      const int64_t at = min(first + lane, a.end - 1);
+      const int64_t at = min(first + lane, end - 1);
       const LanePair pair{a.candidates[at], LastNotAbove(a.candidates_begin, a.batch, at),
-                          first + lane < a.end};
+                          first + lane < end};
       ScanPair<T, kPrune>(a, pair, scorer);
       continue;
     }

@@ -11,6 +11,13 @@ namespace trireme::cuda {
 
 // Units of a hidden layer that a lane works on at a time; their weights lie side by side.
 inline constexpr int kMolHiddenTile = 8;
+// Of an item's values that lie side by side (MolPiece).
+inline constexpr int kMolPieceBytes = 16;
+// log2(MolPiece) here.
+inline int MolShift(MolStorage storage, int64_t n) {
+  const int shift = storage == MolStorage::kF32 ? 2 : storage == MolStorage::kBF16 ? 3 : 4;
+  return n % (1 << shift) == 0 ? shift : 0;
+}
 
 // f32, [H / 8][L][8] each, filled up with zeros: w1[t][l][i] is W1's row 8 t + i, column l, w2 the
 // same of W2's columns. b1 [H, rounded up to 8], b2 [L] (zeros for kConcatRelu). H is L where the
@@ -39,16 +46,19 @@ void MolStore(Stream&, const MolShape& shape, ConstTensorView components, ConstT
 int64_t MolWorkspaceBytes(const Stream&, const MolShape& shape, const MolScanSize& size);
 void MolSearch(Stream&, const MolGateWeights& gate, const MolQueries& queries,
                const MolTableView& table, const MolAllowed& allowed, bool prune,
-               const MolTopK& topk, TensorView workspace, MolScanCounts* counts);
+               const MolTopK& topk, TensorView workspace, TensorView counts);
 void MolAverageTopK(Stream&, const MolShape& shape, const MolQueries& queries,
                     const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                    TensorView workspace, MolScanCounts* counts);
+                    TensorView workspace, TensorView counts);
 void MolLogitTopK(Stream&, const MolShape& shape, const MolQueries& queries,
                   const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                  TensorView workspace, MolScanCounts* counts);
+                  TensorView workspace, TensorView counts);
+void MolLastKeys(Stream&, ConstTensorView keys, TensorView last);
+void MolCandidates(Stream&, std::span<const MolStage> stages, int64_t slots, TensorView begin,
+                   TensorView candidates, TensorView workspace);
 void MolRescore(Stream&, const MolGateWeights& gate, const MolQueries& queries,
                 const MolTableView& table, ConstTensorView candidates_begin,
                 ConstTensorView candidates, const MolTopK& topk, TensorView workspace,
-                MolScanCounts* counts);
+                TensorView counts);
 
 }  // namespace trireme::cuda

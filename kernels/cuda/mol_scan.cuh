@@ -14,6 +14,12 @@ inline constexpr int kMolQueryTile = 8;  // dot products of a lane at a time
 struct MolCounters {
   unsigned long long pairs, gated, not_finite;
 };
+static_assert(sizeof(MolCounters) == 3 * sizeof(int64_t));
+
+// MolPlace of an item's values, 2^shift of them side by side.
+__device__ inline int PlaceOf(int k, int lane, int shift) {
+  return (((k >> shift) * kMolLanes + lane) << shift) + (k & ((1 << shift) - 1));
+}
 
 struct MolScanArguments {
   int query_components, item_components, dim, padded_dim, logits, gate_width, cross_hidden;
@@ -23,6 +29,7 @@ struct MolScanArguments {
   const void *components, *gates;
   const __nv_bfloat16 *scales, *gate_scales;
   const uint32_t* order;
+  int shift, gate_shift;  // PlaceOf's, of components and gates
   // The queries: [batch, query_components, padded_dim] and [batch, gate_width].
   const float *queries, *query_gates;
   int batch;
@@ -38,11 +45,11 @@ struct MolScanArguments {
   // Slots, or places in the list of candidates.
   int64_t begin, end;
   MolLists lists;
-  MolCounters* counters;  // or null
+  MolCounters* counters;  // added to, or null
   float* lane_memory;     // [MolLaneFloats]
 };
 
-// Bits of the block's slots that a query may be answered with. Uniform over the warp.
+// Bits of the block's slots that a query may be answered with.
 __device__ inline uint32_t MaskWord(const MolScanArguments& a, int query, int64_t block) {
   uint32_t word = a.masks[a.query_mask[query] * a.mask_words + block];
   if (a.excluded_begin == nullptr || word == 0) return word;
@@ -63,6 +70,12 @@ __device__ inline uint32_t MaskWord(const MolScanArguments& a, int query, int64_
   return word;
 }
 
+// Where the items end that a scan's kernel takes: lists of candidates may be shorter than their
+// room.
+__device__ inline int64_t EndOf(const MolScanArguments& a) {
+  return a.candidates == nullptr ? a.end : min(a.end, int64_t{a.candidates_begin[a.batch]});
+}
+
 // A warp's part of the counts; each thread counts what is its own.
 struct MolTally {
   int pairs = 0, gated = 0, not_finite = 0;
@@ -79,17 +92,22 @@ struct MolTally {
   }
 };
 
-// sums[i] = <query vector i of `count`, the lane's item vector>, one chain over the dimension.
+// sums[i] = <query vector i of `count`, the vector of the item in `lane` of the block x>, one chain
+// over the dimension. Pieces are of whole steps.
 template <int kCount, typename T>
-__device__ inline void LaneDots(const T* x, int dim, const float* q, int padded_dim, int count,
-                                float (&sums)[kCount]) {
+__device__ inline void LaneDots(const T* x, int lane, int shift, int dim, const float* q,
+                                int padded_dim, int count, float (&sums)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) sums[i] = 0.0f;
   for (int k = 0; k < dim; k += kMolQueryStep) {
     float v[kMolQueryStep];
+    if (shift > 0) {
+      LoadFloats(x + PlaceOf(k, lane, shift), v);
+    } else {
 #pragma unroll
-    for (int j = 0; j < kMolQueryStep; ++j) {
-      v[j] = k + j < dim ? Float(x[(k + j) * kMolLanes]) : 0.0f;
+      for (int j = 0; j < kMolQueryStep; ++j) {
+        v[j] = k + j < dim ? Float(x[(k + j) * kMolLanes + lane]) : 0.0f;
+      }
     }
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {

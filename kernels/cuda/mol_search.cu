@@ -1,15 +1,15 @@
-// MoL's search ops: what they scan, and the order it happens in. The scans are mol_tiles.cu's and
-// mol_lanes.cu's; here is also the first stage by the mean, which is a plain dot product.
+// MoL's search ops: what they scan, and the order it happens in. The scans are mol_tiles.cu's,
+// mol_lanes.cu's and mol_average.cu's.
 #include <optional>
 
-#include "kernels/cuda/mol_tiles.cuh"
+#include "kernels/cuda/mol_average.cuh"
+#include "kernels/cuda/mol_candidates.cuh"
 
 namespace trireme::cuda {
 namespace {
 
-constexpr int kThreads = 128, kWarps = kThreads / 32;
+constexpr int kThreads = 128;
 
-int64_t Padded(int64_t dim) { return (dim + kMolQueryStep - 1) / kMolQueryStep * kMolQueryStep; }
 // [vectors, dim] as [vectors, padded], filled up with zeros.
 __global__ void PadVectors(const float* from, int64_t elements, int dim, int padded, float* to) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
@@ -18,70 +18,19 @@ __global__ void PadVectors(const float* from, int64_t elements, int dim, int pad
   to[i] = k < dim ? from[i / padded * dim + k] : 0.0f;
 }
 
-// Sum of a query's components over `divisor`, [batch, padded].
-__global__ void SumComponents(const float* from, int64_t elements, int components, int dim,
-                              int padded, float divisor, float* to) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= elements) return;
-  const int k = static_cast<int>(i % padded);
-  float sum = 0.0f;
-  for (int n = 0; n < components && k < dim; ++n) {
-    sum = __fadd_rn(sum, from[(i / padded * components + n) * dim + k] / divisor);
-  }
-  to[i] = sum;
-}
-
-// A lane an item: the sum of its vectors' dot products with the query's one, kMolQueryTile queries
-// at a time. Here item_components are the table's vectors of an item, query_components 1.
-template <typename T>
-__global__ void __launch_bounds__(kThreads) AverageScan(MolScanArguments a) {
-  const int lane = gpu::LaneId();
-  MolTally tally;
-  for (int64_t first = a.begin + (int64_t{blockIdx.x} * kWarps + threadIdx.x / 32) * kMolLanes;
-       first < a.end; first += int64_t{gridDim.x} * kWarps * kMolLanes) {
-    const int slot = static_cast<int>(first) + lane;
-    for (int query = 0; query < a.batch; query += kMolQueryTile) {
-      const int count = min(kMolQueryTile, a.batch - query);
-      float totals[kMolQueryTile] = {};
-      for (int m = 0; m < a.item_components; ++m) {
-        const int64_t vector = first / kMolLanes * a.item_components + m;
-        float sums[kMolQueryTile];
-        LaneDots(static_cast<const T*>(a.components) + vector * a.dim * kMolLanes + lane, a.dim,
-                 a.queries + int64_t{query} * a.padded_dim, a.padded_dim, count, sums);
-        float scale = 1.0f;
-        if constexpr (sizeof(T) == 1) scale = Float(a.scales[vector * kMolLanes + lane]);
-#pragma unroll
-        for (int i = 0; i < kMolQueryTile; ++i) {
-          totals[i] = __fadd_rn(totals[i], __fmul_rn(sums[i], scale));
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kMolQueryTile; ++i) {
-        if (i >= count) break;
-        if ((MaskWord(a, query + i, first / kMolLanes) >> lane & 1) == 0) continue;
-        ++tally.pairs;
-        if (IsFinite(totals[i])) {
-          Offer(a.lists, query + i, KeyOf(totals[i], a.order[slot]), slot);
-        }
-      }
-    }
-  }
-  tally.AddTo(a.counters);
-}
-
-__global__ void ClearCounters(MolCounters* counters) { *counters = {}; }
-
 // Where everything lies that an op works in.
 struct ScanMemory {
   ScanMemory(const Stream& stream, const MolShape& shape, const MolScanSize& size, void* data)
-      : workspace(data), counters(workspace.Take<MolCounters>(1)) {
+      : workspace(data) {
     const bool average = size.op == MolScanOp::kAverage;
     const MolTiling tiling = average ? MolTiling() : TilingOf(shape, size.storage);
-    if (tiling.columns > 0) {
+    if (average) {
+      means.emplace(workspace, shape, size.storage, size.batch);
+    } else if (tiling.columns > 0) {
       tiles.emplace(workspace, tiling, shape, size.batch);
     } else {
-      const int64_t vectors = average ? 1 : shape.query_components;
-      queries = workspace.Take<float>(size.batch * vectors * Padded(shape.component_dim));
+      queries = workspace.Take<float>(size.batch * shape.query_components *
+                                      MolPadded(shape.component_dim));
     }
     const int64_t lists = size.op == MolScanOp::kLogits ? shape.logits() : 1;
     topk.emplace(workspace, size.batch * lists, size.k, size.items);
@@ -90,18 +39,18 @@ struct ScanMemory {
   }
 
   Workspace workspace;
-  MolCounters* counters;
-  std::optional<MolTileQueries> tiles;  // where the tensor cores take the head
-  float* queries = nullptr;             // else
+  std::optional<MolMeanQueries> means;  // of kAverage; others
+  std::optional<MolTileQueries> tiles;  // where the tensor cores take the head,
+  float* queries = nullptr;             // and else
   std::optional<MolTopKMemory> topk;
   float* lanes = nullptr;
 };
 
-// What the ops have in common: arguments, the queries as the kernels want them, counters.
+// What the ops have in common: arguments, and the queries as the kernels want them.
 class Scan {
  public:
   Scan(Stream& stream, const MolShape& shape, const MolScanSize& size, const MolQueries& queries,
-       const MolTableView& table, const TensorView& workspace, const MolScanCounts* counts)
+       const MolTableView& table, const TensorView& workspace, const TensorView& counts)
       : stream_(stream),
         batch_(size.batch),
         storage_(size.storage),
@@ -109,7 +58,7 @@ class Scan {
     a_.query_components = static_cast<int>(shape.query_components);
     a_.item_components = static_cast<int>(shape.item_components);
     a_.dim = static_cast<int>(shape.component_dim);
-    a_.padded_dim = static_cast<int>(Padded(shape.component_dim));
+    a_.padded_dim = static_cast<int>(MolPadded(shape.component_dim));
     a_.logits = static_cast<int>(shape.logits());
     a_.gate_width = static_cast<int>(shape.gate_width());
     a_.cross_hidden = static_cast<int>(shape.cross_hidden);
@@ -121,13 +70,13 @@ class Scan {
     a_.scales = reinterpret_cast<const __nv_bfloat16*>(table.scales);
     a_.gate_scales = reinterpret_cast<const __nv_bfloat16*>(table.gate_scales);
     a_.order = table.order;
+    a_.shift = MolShift(storage_, shape.component_dim);
+    a_.gate_shift = MolShift(storage_, shape.gate_width());
     a_.queries = memory_.queries;
     a_.query_gates = queries.gates.as<float>();
     a_.batch = static_cast<int>(batch_);
     a_.lane_memory = memory_.lanes;
-    if (counts == nullptr) return;
-    a_.counters = memory_.counters;
-    gpu::Launch({dim3(1), dim3(1), 0, handle()}, ClearCounters, a_.counters);
+    a_.counters = counts.as<MolCounters>();
   }
 
   // The queries, for the tensor cores or the lanes.
@@ -138,16 +87,12 @@ class Scan {
     gpu::Launch({dim3(Blocks(elements, kThreads)), dim3(kThreads), 0, handle()}, PadVectors,
                 queries.components.as<float>(), elements, a_.dim, a_.padded_dim, memory_.queries);
   }
-  // One vector a query, for tables with `vectors` vectors an item.
-  void AverageQueries(const MolQueries& queries, int64_t vectors) {
-    const int64_t elements = batch_ * a_.padded_dim;
-    const auto divisor = static_cast<float>(a_.query_components * vectors);
-    if (elements == 0) return;
-    gpu::Launch({dim3(Blocks(elements, kThreads)), dim3(kThreads), 0, handle()}, SumComponents,
-                queries.components.as<float>(), elements, a_.query_components, a_.dim,
-                a_.padded_dim, divisor, memory_.queries);
+  // Their means, for tables with `vectors` vectors an item.
+  void TakeMeans(const MolShape& shape, const MolQueries& queries, int64_t vectors) {
+    memory_.means->Fill(stream_, shape, queries, vectors);
     a_.query_components = 1;
     a_.item_components = static_cast<int>(vectors);
+    a_.queries = memory_.means->means;
   }
   void Use(const MolGateWeights& weights) {
     const auto& gate = static_cast<const CudaMolGate&>(weights);
@@ -176,16 +121,6 @@ class Scan {
     }
     scan.Write(topk);
   }
-  void AddCounts(MolScanCounts* counts) {
-    if (counts == nullptr) return;
-    MolCounters found;
-    stream_.Copy(&found, memory_.counters, sizeof(found));
-    if (!stream_.Synchronize().ok()) return;  // the stream's next user hears of it too
-    counts->pairs += static_cast<int64_t>(found.pairs);
-    counts->gated += static_cast<int64_t>(found.gated);
-    counts->not_finite += static_cast<int64_t>(found.not_finite);
-  }
-
   void LaunchScan(const MolScanArguments& a, bool prune) {
     memory_.tiles ? LaunchMolTileScan(stream_, prune, TileArguments(a))
                   : LaunchMolLaneScan(stream_, storage_, prune, a);
@@ -193,6 +128,10 @@ class Scan {
   void LaunchLogits(const MolScanArguments& a) {
     memory_.tiles ? LaunchMolTileLogits(stream_, TileArguments(a))
                   : LaunchMolLaneLogits(stream_, storage_, a);
+  }
+
+  void LaunchAverage(const MolScanArguments& a) {
+    LaunchMolAverage(stream_, storage_, *memory_.means, a);
   }
 
   MolScanArguments& arguments() { return a_; }
@@ -230,59 +169,54 @@ MolScanSize SizeOf(MolScanOp op, const MolQueries& queries, const MolTableView& 
 }  // namespace
 
 int64_t MolWorkspaceBytes(const Stream& stream, const MolShape& shape, const MolScanSize& size) {
+  if (size.op == MolScanOp::kCandidates) {
+    Workspace workspace(nullptr);
+    MolMaps(workspace, size.batch, size.items);
+    return workspace.bytes();
+  }
   return ScanMemory(stream, shape, size, nullptr).workspace.bytes();
 }
 
 void MolSearch(Stream& stream, const MolGateWeights& gate, const MolQueries& queries,
                const MolTableView& table, const MolAllowed& allowed, bool prune,
-               const MolTopK& topk, TensorView workspace, MolScanCounts* counts) {
+               const MolTopK& topk, TensorView workspace, TensorView counts) {
   Scan scan(stream, gate.shape, SizeOf(MolScanOp::kSearch, queries, table, topk), queries, table,
             workspace, counts);
   scan.Take(gate.shape, queries);
   scan.Use(gate);
   scan.Use(allowed);
   scan.Run(topk, [&](const MolScanArguments& a) { scan.LaunchScan(a, prune); });
-  scan.AddCounts(counts);
 }
 
 void MolAverageTopK(Stream& stream, const MolShape& shape, const MolQueries& queries,
                     const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                    TensorView workspace, MolScanCounts* counts) {
+                    TensorView workspace, TensorView counts) {
   Scan scan(stream, shape, SizeOf(MolScanOp::kAverage, queries, table, topk), queries, table,
             workspace, counts);
   const bool means = table.means != nullptr;
-  scan.AverageQueries(queries, means ? 1 : shape.item_components);
+  scan.TakeMeans(shape, queries, means ? 1 : shape.item_components);
   scan.Use(allowed);
   if (means) {
     scan.arguments().components = table.means;
     scan.arguments().scales = reinterpret_cast<const __nv_bfloat16*>(table.mean_scales);
   }
-  const int64_t most = int64_t{8} * stream.device().spec().multiprocessors;
-  scan.Run(topk, [&](const MolScanArguments& a) {
-    const int64_t blocks = std::min<int64_t>(most, Blocks(a.end - a.begin, kWarps * kMolLanes));
-    DispatchMolStorage(table.storage, [&](auto zero) {
-      gpu::Launch({dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, NativeHandle(stream)},
-                  AverageScan<decltype(zero)>, a);
-    });
-  });
-  scan.AddCounts(counts);
+  scan.Run(topk, [&](const MolScanArguments& a) { scan.LaunchAverage(a); });
 }
 
 void MolLogitTopK(Stream& stream, const MolShape& shape, const MolQueries& queries,
                   const MolTableView& table, const MolAllowed& allowed, const MolTopK& topk,
-                  TensorView workspace, MolScanCounts* counts) {
+                  TensorView workspace, TensorView counts) {
   Scan scan(stream, shape, SizeOf(MolScanOp::kLogits, queries, table, topk), queries, table,
             workspace, counts);
   scan.Take(shape, queries);
   scan.Use(allowed);
   scan.Run(topk, [&](const MolScanArguments& a) { scan.LaunchLogits(a); });
-  scan.AddCounts(counts);
 }
 
 void MolRescore(Stream& stream, const MolGateWeights& gate, const MolQueries& queries,
                 const MolTableView& table, ConstTensorView candidates_begin,
                 ConstTensorView candidates, const MolTopK& topk, TensorView workspace,
-                MolScanCounts* counts) {
+                TensorView counts) {
   MolScanSize size = SizeOf(MolScanOp::kRescore, queries, table, topk);
   size.items = candidates.dim(0);
   Scan scan(stream, gate.shape, size, queries, table, workspace, counts);
@@ -291,7 +225,6 @@ void MolRescore(Stream& stream, const MolGateWeights& gate, const MolQueries& qu
   scan.arguments().candidates_begin = candidates_begin.as<int32_t>();
   scan.arguments().candidates = candidates.as<int32_t>();
   scan.Run(topk, [&](const MolScanArguments& a) { scan.LaunchScan(a, /*prune=*/true); });
-  scan.AddCounts(counts);
 }
 
 }  // namespace trireme::cuda

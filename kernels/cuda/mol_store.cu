@@ -46,26 +46,28 @@ __device__ inline __nv_bfloat16 RoundedUp(float x) {
   return __ushort_as_bfloat16(static_cast<unsigned short>(__bfloat16_as_ushort(rounded) + 1));
 }
 
-// x(k), k in [0, dim), into lane `lane` of its block [dim, 32]; by a warp.
+// x(k), k in [0, dim), into lane `lane` of its block, 2^shift values side by side; by a warp.
 template <typename X>
-__device__ void StoreVector(X&& x, int dim, MolStorage storage, void* block, int lane,
+__device__ void StoreVector(X&& x, int dim, int shift, MolStorage storage, void* block, int lane,
                             __nv_bfloat16* scale) {
   const int thread = gpu::LaneId();
   if (storage == MolStorage::kF32) {
-    float* out = static_cast<float*>(block) + lane;
-    for (int k = thread; k < dim; k += 32) out[k * kLanes] = x(k);
+    float* out = static_cast<float*>(block);
+    for (int k = thread; k < dim; k += 32) out[PlaceOf(k, lane, shift)] = x(k);
   } else if (storage == MolStorage::kBF16) {
-    __nv_bfloat16* out = static_cast<__nv_bfloat16*>(block) + lane;
-    for (int k = thread; k < dim; k += 32) out[k * kLanes] = Rounded<__nv_bfloat16>(x(k));
+    __nv_bfloat16* out = static_cast<__nv_bfloat16*>(block);
+    for (int k = thread; k < dim; k += 32) {
+      out[PlaceOf(k, lane, shift)] = Rounded<__nv_bfloat16>(x(k));
+    }
   } else {
     float largest = 0.0f;
     for (int k = thread; k < dim; k += 32) largest = fmaxf(largest, fabsf(x(k)));
     const __nv_bfloat16 rounded = RoundedUp(gpu::WarpMax(largest) / 127.0f);
     const float step = Float(rounded);
     if (thread == 0) *scale = rounded;
-    int8_t* out = static_cast<int8_t*>(block) + lane;
+    int8_t* out = static_cast<int8_t*>(block);
     for (int k = thread; k < dim; k += 32) {
-      out[k * kLanes] = static_cast<int8_t>(step > 0.0f ? rintf(x(k) / step) : 0.0f);
+      out[PlaceOf(k, lane, shift)] = static_cast<int8_t>(step > 0.0f ? rintf(x(k) / step) : 0.0f);
     }
   }
 }
@@ -74,7 +76,7 @@ struct StoreArguments {
   const float *components, *gates;
   const int32_t* slots;
   int64_t count;
-  int item_components, dim, gate_width, parts;
+  int item_components, dim, gate_width, shift, gate_shift, parts;
   MolStorage storage;
   int vector_bytes, gate_bytes;  // of a block's 32
   char *to_components, *to_means;
@@ -92,11 +94,11 @@ __global__ void StoreItems(StoreArguments a) {
   if (part < a.item_components) {
     const int64_t vector = block * a.item_components + part;
     const float* x = components + part * a.dim;
-    StoreVector([x](int k) { return x[k]; }, a.dim, a.storage,
+    StoreVector([x](int k) { return x[k]; }, a.dim, a.shift, a.storage,
                 a.to_components + vector * a.vector_bytes, lane, a.scales + vector * kLanes + lane);
   } else if (part == a.item_components) {
     const float* gate = a.gates + item * a.gate_width;
-    StoreVector([gate](int g) { return gate[g]; }, a.gate_width, a.storage,
+    StoreVector([gate](int g) { return gate[g]; }, a.gate_width, a.gate_shift, a.storage,
                 a.to_gates + block * a.gate_bytes, lane, a.gate_scales + block * kLanes + lane);
   } else {
     const auto mean = [&](int k) {
@@ -104,7 +106,7 @@ __global__ void StoreItems(StoreArguments a) {
       for (int m = 0; m < a.item_components; ++m) sum = __fadd_rn(sum, components[m * a.dim + k]);
       return sum / static_cast<float>(a.item_components);
     };
-    StoreVector(mean, a.dim, a.storage, a.to_means + block * a.vector_bytes, lane,
+    StoreVector(mean, a.dim, a.shift, a.storage, a.to_means + block * a.vector_bytes, lane,
                 a.mean_scales + block * kLanes + lane);
   }
 }
@@ -199,6 +201,8 @@ void MolStore(Stream& stream, const MolShape& shape, ConstTensorView components,
                    .item_components = static_cast<int>(shape.item_components),
                    .dim = static_cast<int>(shape.component_dim),
                    .gate_width = static_cast<int>(shape.gate_width()),
+                   .shift = MolShift(table.storage, shape.component_dim),
+                   .gate_shift = MolShift(table.storage, shape.gate_width()),
                    .parts = static_cast<int>(shape.item_components) + 1,
                    .storage = table.storage,
                    .vector_bytes = static_cast<int>(shape.component_dim * kLanes * element),

@@ -33,75 +33,59 @@ int64_t SharedBytes(const MolTiling& tiling, int64_t vectors) {
          kWarps * static_cast<int64_t>(sizeof(Queue<kTiles>));
 }
 
-// Where 16 bytes (8 items) of a dimension lie in a tile: the rows of an ldmatrix in different
-// banks.
-__device__ inline int PieceOffset(int vector, int piece) {
-  return vector * kItemBytes + (piece ^ (vector / 2 % 4)) * 16;
-}
+// Where 16 bytes (8 values of an item) lie in a block's part of a tile: the eight rows of an
+// ldmatrix are neighbours, in all banks once.
+__device__ inline int PieceOffset(int piece, int item) { return (piece * kMolLanes + item) * 16; }
 
-// The items of the block's steps: blocks of slots, or stretches of candidates.
+// The items of the block's steps: blocks of slots, or stretches of candidates. Either way a lane
+// brings the pieces of one item, 16 bytes at a time: neighbours of a block lie side by side in the
+// table, and of candidates that are far apart half of each sector is used.
 class TileLoader {
  public:
-  __device__ TileLoader(const MolTileArguments& a, int vectors) : a_(a), vectors_(vectors) {}
+  // `end`: of slots or candidates.
+  __device__ TileLoader(const MolTileArguments& a, int vectors, int64_t end)
+      : a_(a), pieces_(vectors / (a.int8 ? 16 : 8)), vectors_(vectors), end_(end) {}
 
   // Begins the way of up to `blocks` blocks from slot or candidate `first` on into `to`.
   __device__ void Load(int64_t first, unsigned char* to) const {
-    for (int block = 0; block < a_.tiling.blocks; ++block, first += kMolLanes) {
-      if (first >= a_.scan.end) break;
+    for (int block = 0; block < a_.tiling.blocks && first < end_; ++block, first += kMolLanes) {
+      const int lane = gpu::LaneId();
+      int64_t slot = first + lane;
+      if (a_.scan.candidates != nullptr) slot = a_.scan.candidates[min(slot, end_ - 1)];
+      const auto* from = static_cast<const unsigned char*>(a_.scan.components) +
+                         (slot / kMolLanes * pieces_ * kMolLanes + slot % kMolLanes) * 16;
       unsigned char* out = to + block * vectors_ * kItemBytes;
-      if (a_.scan.candidates != nullptr) {
-        Gather(first, out);
-      } else if (a_.int8) {
-        Widen(first / kMolLanes, out);
-      } else {
-        Copy(first / kMolLanes, out);
+      for (int p = static_cast<int>(threadIdx.x) / 32; p < pieces_; p += kWarps) {
+        if (a_.int8) {
+          Widen(from + p * kMolLanes * 16, out, 2 * p, lane);
+        } else {
+          gpu::CpAsync16(out + PieceOffset(p, lane), from + p * kMolLanes * 16);
+        }
       }
     }
     gpu::CpAsyncCommit();
   }
 
  private:
-  __device__ void Copy(int64_t block, unsigned char* to) const {
-    const auto* from =
-        static_cast<const unsigned char*>(a_.scan.components) + block * vectors_ * kItemBytes;
-    for (int i = threadIdx.x; i < vectors_ * 4; i += kThreads) {
-      gpu::CpAsync16(to + PieceOffset(i / 4, i % 4), from + int64_t{i} * 16);
-    }
-  }
-  // Whole numbers up to 127 are exact in bf16.
-  __device__ void Widen(int64_t block, unsigned char* to) const {
-    const auto* from =
-        static_cast<const int8_t*>(a_.scan.components) + block * vectors_ * kMolLanes;
-    for (int i = threadIdx.x; i < vectors_ * 4; i += kThreads) {
-      const Pack<int8_t, 8> pack = *reinterpret_cast<const Pack<int8_t, 8>*>(from + int64_t{i} * 8);
+  // A piece of int8 as two of bf16, in which whole numbers up to 127 are exact.
+  __device__ static void Widen(const unsigned char* from, unsigned char* to, int piece, int lane) {
+    const auto pack = *reinterpret_cast<const Pack<int8_t, 16>*>(from);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
       uint32_t words[4];
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
-        words[w] =
-            gpu::RoundedPair(Float(pack.v[2 * w]), Float(pack.v[2 * w + 1]), __nv_bfloat16());
+        const int8_t* pair = pack.v + half * 8 + 2 * w;
+        words[w] = gpu::RoundedPair(Float(pair[0]), Float(pair[1]), __nv_bfloat16());
       }
-      *reinterpret_cast<uint4*>(to + PieceOffset(i / 4, i % 4)) =
+      *reinterpret_cast<uint4*>(to + PieceOffset(piece + half, lane)) =
           make_uint4(words[0], words[1], words[2], words[3]);
-    }
-  }
-  __device__ void Gather(int64_t first, unsigned char* to) const {
-    const int lane = gpu::LaneId();
-    const int64_t slot = a_.scan.candidates[min(first + lane, a_.scan.end - 1)];
-    const int64_t at = slot / kMolLanes * vectors_ * kMolLanes + slot % kMolLanes;
-    for (int v = static_cast<int>(threadIdx.x) / 32; v < vectors_; v += kWarps) {
-      const int64_t element = at + int64_t{v} * kMolLanes;
-      __nv_bfloat16 x;
-      if (a_.int8) {
-        x = Rounded<__nv_bfloat16>(Float(static_cast<const int8_t*>(a_.scan.components)[element]));
-      } else {
-        x = static_cast<const __nv_bfloat16*>(a_.scan.components)[element];
-      }
-      *reinterpret_cast<__nv_bfloat16*>(to + PieceOffset(v, lane / 8) + lane % 8 * 2) = x;
     }
   }
 
   const MolTileArguments& a_;
-  const int vectors_;
+  const int pieces_, vectors_;
+  const int64_t end_;
 };
 
 }  // namespace trireme::cuda::mol_tile

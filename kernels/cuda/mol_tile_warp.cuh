@@ -109,8 +109,8 @@ class TileWarp {
           }
         }
         uint32_t x[4];
-        const int vector = m * a_.scan.dim + step * 16 + lane / 16 * 8 + lane % 8;
-        gpu::LdMatrixX4Trans(x, tile + PieceOffset(vector, half * 2 + lane / 8 % 2));
+        const int piece = (m * a_.scan.dim + step * 16) / 8 + lane / 16;
+        gpu::LdMatrixX4(x, tile + PieceOffset(piece, half * kRows + lane % 16));
 #pragma unroll
         for (int q = 0; q < kCount; ++q) gpu::Mma(logits[q][j], x, b[q], __nv_bfloat16());
       }
@@ -298,7 +298,9 @@ class TileWarp {
       }
     }
   }
-  __device__ float ItemGate(int64_t at, float scale) const {
+  // Logit `l` of the item gates in the block at `block`.
+  __device__ float ItemGate(int64_t block, int l, int lane, float scale) const {
+    const int64_t at = block + PlaceOf(l, lane, a_.scan.gate_shift);
     return a_.int8 ? __fmul_rn(Float(static_cast<const int8_t*>(a_.scan.gates)[at]), scale)
                    : Float(static_cast<const __nv_bfloat16*>(a_.scan.gates)[at]);
   }
@@ -306,8 +308,8 @@ class TileWarp {
   __device__ float Softmax(const float (&logits)[kTiles][4], float (&gate)[kTiles][4],
                            const Rows& rows, int h) const {
     const float* query_gate = a_.query_gates + int64_t{rows.query[h]} * (kTiles * 8) + column_;
-    const int64_t item_gate =
-        int64_t{rows.slot[h] / kMolLanes} * a_.scan.logits * kMolLanes + rows.slot[h] % kMolLanes;
+    const int64_t block = int64_t{rows.slot[h] / kMolLanes} * a_.scan.logits * kMolLanes;
+    const int lane = rows.slot[h] % kMolLanes;
     const float scale = a_.int8 ? Float(a_.scan.gate_scales[rows.slot[h]]) : 1.0f;
     float top = -INFINITY;
 #pragma unroll
@@ -319,7 +321,7 @@ class TileWarp {
           w = -INFINITY;
           continue;
         }
-        const float item = ItemGate(item_gate + Logit(j, e) * kMolLanes, scale);
+        const float item = ItemGate(block, Logit(j, e), lane, scale);
         w = TileSilu(__fmaf_rn(query_gate[j * 8 + e], item, w));
         top = fmaxf(top, w);
       }

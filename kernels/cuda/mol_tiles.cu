@@ -17,6 +17,7 @@ __global__ void __launch_bounds__(kThreads, 1) TileScan(MolTileArguments a) {
   constexpr int kCount = kQueries<kTiles>;
   const MolScanArguments& scan = a.scan;
   const int vectors = scan.item_components * scan.dim;
+  const int64_t end = EndOf(scan);
   const int tile_bytes = vectors * kItemBytes * a.tiling.blocks;
   const int weights = a.tiling.hidden * kTiles;  // pieces of 16 bytes, of each layer
   uint4* w1 = reinterpret_cast<uint4*>(memory + 2 * tile_bytes);
@@ -32,19 +33,19 @@ __global__ void __launch_bounds__(kThreads, 1) TileScan(MolTileArguments a) {
   // A warp has its 16 rows of the tile and shares the queries with others.
   const int groups = a.tiling.blocks * 2, group = warp % groups, half = group % 2;
   TileWarp<kTiles, kMode> worker(a, w1, w2, queues + warp);
-  const TileLoader loader(a, vectors);
+  const TileLoader loader(a, vectors, end);
   const int64_t tile_items = int64_t{a.tiling.blocks} * kMolLanes;
   const int64_t stride = int64_t{gridDim.x} * tile_items;
   int64_t first = scan.begin + blockIdx.x * tile_items;
-  if (first < scan.end) loader.Load(first, memory);
-  for (int stage = 0; first < scan.end; first += stride, stage ^= 1) {
+  if (first < end) loader.Load(first, memory);
+  for (int stage = 0; first < end; first += stride, stage ^= 1) {
     gpu::CpAsyncWait<0>();
     __syncthreads();  // the tile is here, and all are done with the one before
-    if (first + stride < scan.end) {
+    if (first + stride < end) {
       loader.Load(first + stride, memory + (stage ^ 1) * tile_bytes);
     }
     const int64_t begin = first + group / 2 * kMolLanes;  // of the warp's block
-    if (begin >= scan.end) continue;
+    if (begin >= end) continue;
     const unsigned char* tile = memory + stage * tile_bytes + group / 2 * vectors * kItemBytes;
     // The block's queries, and the slots of this thread's rows.
     int query = 0, queries_end = scan.batch, own_query = -1;
@@ -54,14 +55,14 @@ __global__ void __launch_bounds__(kThreads, 1) TileScan(MolTileArguments a) {
       slots[1] = slots[0] + 8;
     } else {
       for (int h = 0; h < 2; ++h) {
-        slots[h] = scan.candidates[min(begin + half * kRows + lane / 4 + h * 8, scan.end - 1)];
+        slots[h] = scan.candidates[min(begin + half * kRows + lane / 4 + h * 8, end - 1)];
       }
-      if (begin + lane < scan.end) {
+      if (begin + lane < end) {
         own_query = LastNotAbove(scan.candidates_begin, scan.batch, begin + lane);
       }
       query = LastNotAbove(scan.candidates_begin, scan.batch, begin);
       queries_end =
-          LastNotAbove(scan.candidates_begin, scan.batch, min(begin + kMolLanes, scan.end) - 1) + 1;
+          LastNotAbove(scan.candidates_begin, scan.batch, min(begin + kMolLanes, end) - 1) + 1;
     }
     for (query += warp / groups * kCount; query < queries_end; query += kWarps / groups * kCount) {
       int queries[kCount];

@@ -13,7 +13,10 @@ const MolOpTable kMolOps = {
     .search = MolSearch,
     .average_topk = MolAverageTopK,
     .logit_topk = MolLogitTopK,
+    .last_keys = MolLastKeys,
+    .candidates = MolCandidates,
     .rescore = MolRescore,
+    .piece_bytes = kMolPieceBytes,
 };
 
 const OpTable kOps = {

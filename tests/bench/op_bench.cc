@@ -245,7 +245,7 @@ void MolSearchBench(benchmark::State& state, MolStorage storage) {
       {MolWorkspaceBytes(stream, shape, {MolScanOp::kSearch, storage, batch, items, kBest})}));
   Measure(state, [&] {
     MolSearch(stream, *gate, {queries.view(), query_gates.view()}, table, allowed, /*prune=*/false,
-              {keys.view(), slots.view()}, workspace.view(), nullptr);
+              {keys.view(), slots.view()}, workspace.view(), {});
   });
   // On the CPU all arithmetic is f32.
   const bool f32 = bench->device->spec().host_memory || storage == MolStorage::kF32;

@@ -206,6 +206,10 @@ T atomicMin(T* p, std::type_identity_t<T> v) {
   return host_cuda::Rmw(p, [v](T x) { return v < x ? v : x; });
 }
 template <class T>
+T atomicOr(T* p, std::type_identity_t<T> v) {
+  return host_cuda::Rmw(p, [v](T x) { return T(x | v); });
+}
+template <class T>
 T atomicExch(T* p, std::type_identity_t<T> v) {
   return host_cuda::Rmw(p, [v](T) { return v; });
 }

@@ -191,9 +191,15 @@ class MolOpTest : public ::testing::TestWithParam<DeviceCase> {
   MolAnswer Search(const MolProblem& problem, MolTestTable& table, MolScan& scan, int64_t k,
                    bool prune, MolScanCounts* counts = nullptr) {
     MolAnswer answer(device_, problem.batch, k);
+    const Tensor counted = device_.Zeros(DType::kI64, {3});
     MolSearch(stream(), *problem.gate, problem.queries(), table.view(), scan.allowed(problem.batch),
               prune, answer.view(),
-              Workspace(MolScanOp::kSearch, problem.shape, table, problem.batch, k), counts);
+              Workspace(MolScanOp::kSearch, problem.shape, table, problem.batch, k),
+              counts == nullptr ? TensorView() : counted.view());
+    if (counts != nullptr) {
+      const auto* found = counted.view().as<int64_t>();
+      *counts = {.pairs = found[0], .gated = found[1], .not_finite = found[2]};
+    }
     return answer;
   }
   // What an op works in: exactly as much as it says, and nothing in it that could pass for a value.

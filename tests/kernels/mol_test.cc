@@ -186,7 +186,7 @@ TEST_P(MolTest, BitsDoNotDependOnBatchThreadsSlotOrPruning) {
         MolAnswer part(device_, batch, kK);
         MolSearch(stream(), *problem.gate, problem.queries(first, batch), table.view(),
                   scan.allowed(batch), true, part.view(),
-                  Workspace(MolScanOp::kSearch, shape, table, batch, kK), nullptr);
+                  Workspace(MolScanOp::kSearch, shape, table, batch, kK), {});
         for (int64_t i = 0; i < batch * kK; ++i) {
           ASSERT_EQ(part.keys[i], whole.keys[first * kK + i]) << "batch " << batch;
         }
@@ -208,7 +208,7 @@ TEST_P(MolTest, BitsDoNotDependOnBatchThreadsSlotOrPruning) {
     MolAnswer other(device_, all_queries, kK);
     MolSearch(three.stream(), *problem.gate, problem.queries(), table.view(),
               scan.allowed(all_queries), true, other.view(),
-              Workspace(MolScanOp::kSearch, shape, table, all_queries, kK), nullptr);
+              Workspace(MolScanOp::kSearch, shape, table, all_queries, kK), {});
     EXPECT_TRUE(other == whole);
   }
 }
@@ -278,10 +278,9 @@ TEST_P(MolTest, FirstStagesAreTheSortedDots) {
     const MolAnswer average(device_, problem.batch, 300), each(device_, problem.batch * logits, 25);
     MolAverageTopK(stream(), shape, problem.queries(), table.view(), scan.allowed(problem.batch),
                    average.view(), Workspace(MolScanOp::kAverage, shape, table, problem.batch, 300),
-                   nullptr);
+                   {});
     MolLogitTopK(stream(), shape, problem.queries(), table.view(), scan.allowed(problem.batch),
-                 each.view(), Workspace(MolScanOp::kLogits, shape, table, problem.batch, 25),
-                 nullptr);
+                 each.view(), Workspace(MolScanOp::kLogits, shape, table, problem.batch, 25), {});
     for (int64_t b = 0; b < problem.batch; ++b) {
       for (int64_t j = 0; j < 300; ++j) {
         const int32_t slot = average.slots[b * 300 + j];
@@ -324,7 +323,7 @@ TEST_P(MolTest, LongListsOfAscendingScoresAreSorted) {
     MolScan scan(device_, 2, kItems, table.slots());
     const MolAnswer answer(device_, 2, k);
     MolAverageTopK(stream(), shape, problem.queries(), table.view(), scan.allowed(2), answer.view(),
-                   Workspace(MolScanOp::kAverage, shape, table, 2, k), nullptr);
+                   Workspace(MolScanOp::kAverage, shape, table, 2, k), {});
     for (int64_t j = 0; j < k; ++j) {
       ASSERT_EQ(answer.slots[j], j < kItems ? kItems - 1 - j : -1) << "k " << k;
       if (j == 0) continue;
@@ -364,7 +363,7 @@ TEST_P(MolTest, AWorkspaceThatIsTooSmallIsRefused) {
   const TensorView enough = Workspace(MolScanOp::kSearch, shape, table, 2, 3);
   const TensorView small = enough.Rows(0, enough.bytes() - 1);
   EXPECT_DEATH(MolSearch(stream(), *problem.gate, problem.queries(), table.view(), scan.allowed(2),
-                         true, answer.view(), small, nullptr),
+                         true, answer.view(), small, {}),
                "the workspace has [0-9]+ bytes, needs ");
 }
 
@@ -401,7 +400,7 @@ TEST_P(MolTest, RescoringCandidatesGivesTheScansBits) {
                device_.From(slots).view(), answer.view(),
                Workspace(MolScanOp::kRescore, shape, table, problem.batch, 30,
                          static_cast<int64_t>(slots.size())),
-               nullptr);
+               {});
     for (int64_t b = 0; b < problem.batch; ++b) {
       reference::Doubles row(problem.items, -INFINITY);
       for (int32_t c = begin[b]; c < begin[b + 1]; ++c) {

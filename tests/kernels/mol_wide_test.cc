@@ -32,7 +32,7 @@ TEST_P(MolWideTest, BitsDoNotDependOnBatchSlotOrPruning) {
     for (int64_t b = 0; b < kQueries; b += 2) {
       const MolAnswer one(device_, 1, kK);
       MolSearch(stream(), *problem.gate, problem.queries(b, 1), table.view(), scan.allowed(1), true,
-                one.view(), Workspace(MolScanOp::kSearch, shape, table, 1, kK), nullptr);
+                one.view(), Workspace(MolScanOp::kSearch, shape, table, 1, kK), {});
       for (int64_t i = 0; i < kK; ++i) ASSERT_EQ(one.keys[i], whole.keys[b * kK + i]);
     }
     // The same items in other lanes, with other neighbours.
@@ -52,8 +52,7 @@ TEST_P(MolWideTest, BitsDoNotDependOnBatchSlotOrPruning) {
     const MolAnswer rescored(device_, kQueries, kK);
     MolRescore(stream(), *problem.gate, problem.queries(), table.view(), device_.From(begin).view(),
                device_.From(all).view(), rescored.view(),
-               Workspace(MolScanOp::kRescore, shape, table, kQueries, kK, kQueries * kItems),
-               nullptr);
+               Workspace(MolScanOp::kRescore, shape, table, kQueries, kK, kQueries * kItems), {});
     EXPECT_TRUE(rescored == whole);
   }
 }
@@ -68,7 +67,7 @@ TEST_P(MolWideTest, ListsOfEachLogitAreTheSortedDots) {
   const int64_t logits = shape.logits();
   const MolAnswer found(device_, 2 * logits, kK);
   MolLogitTopK(stream(), shape, problem.queries(), table.view(), scan.allowed(2), found.view(),
-               Workspace(MolScanOp::kLogits, shape, table, 2, kK), nullptr);
+               Workspace(MolScanOp::kLogits, shape, table, 2, kK), {});
   const std::vector<double> expected = problem.Expected().logits;  // [2, kItems, L]
   for (int64_t list = 0; list < 2 * logits; ++list) {
     std::vector<double> best;

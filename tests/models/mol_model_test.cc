@@ -121,7 +121,9 @@ TEST_P(MolGoldenTest, TheModelAgreesTo5e5) {
     const Tensor gq = device.Zeros(DType::kF32, {golden_.batch, g});
     const Tensor xc = device.Zeros(DType::kF32, {golden_.items, shape.item_components * width});
     const Tensor gi = device.Zeros(DType::kF32, {golden_.items, g});
-    (*model)->ProjectQueries(stream, q.view(), UserIds(golden_), *arena, qc.view(), gq.view());
+    const std::vector<int32_t> users = (*model)->UserRows(UserIds(golden_));
+    const ConstTensorView rows(users.data(), DType::kI32, {(*model)->user_tables(), golden_.batch});
+    (*model)->ProjectQueries(stream, q.view(), rows, *arena, qc.view(), gq.view());
     (*model)->ProjectItems(stream, x.view(), *arena, xc.view(), gi.view());
     EXPECT_EQ(arena->used(), 0u);
     EXPECT_LE(LargestDifference(ToDoubles(qc.view()), golden_.values("ref.query_components")),

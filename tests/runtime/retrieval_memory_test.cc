@@ -298,7 +298,8 @@ TEST_F(RetrievalDeviceMemoryTest, ReplayedSearchesTakeNothingOfTheKernels) {
   const RetrievalOptions options = AllOptions()[1];
   const std::vector<RetrievalAnswer> eager = SearchTable(*table, SomeQueries(), options).value();
   const auto graphs =
-      RetrievalGraphs::Create(*table, place_.group, {.k = options.k, .batches = {4}}).value();
+      RetrievalGraphs::Create(*table, place_.group, {.searches = {options}, .batches = {4}})
+          .value();
   table->search_memory().Take(*place_.device, 0).value();  // and lets it go
   const int64_t made = place_.device->allocated_bytes();
   const std::vector<RetrievalAnswer> replayed =
