@@ -11,7 +11,7 @@ enum class EagerReason : uint8_t {
   kPrompt,         // a step with a prompt's tokens, which is captured nowhere
   kOff,            // graphs were not asked for (--no-graphs)
   kDevice,         // the device does its work at once
-  kCommunicator,   // the ranks exchange tensors through host memory
+  kCommunicator,   // the ranks exchange tensors through host memory within this work
   kCaptureFailed,  // of this size
   kNotEqual,       // of this size: a replay gave other bits
   kNotCaptured,    // nobody tried
@@ -28,6 +28,16 @@ struct GraphStats {
 
   int64_t& eager_runs(EagerReason reason) { return eager[static_cast<size_t>(reason)]; }
   int64_t eager_runs(EagerReason reason) const { return eager[static_cast<size_t>(reason)]; }
+  GraphStats& operator+=(const GraphStats& other) {
+    graphs += other.graphs;
+    bytes += other.bytes;
+    replays += other.replays;
+    for (int i = 0; i < kEagerReasons; ++i) {
+      eager[i] += other.eager[i];
+      refused[i] += other.refused[i];
+    }
+    return *this;
+  }
   int64_t refusals(EagerReason reason) const { return refused[static_cast<size_t>(reason)]; }
 };
 

@@ -28,6 +28,8 @@ const char* Name(Owner owner) {
       return "weights";
     case Owner::kKvCache:
       return "KV cache";
+    case Owner::kItems:
+      return "items";
     case Owner::kActivations:
       return "activations";
     case Owner::kBatch:
@@ -136,8 +138,10 @@ std::string LedgerTable(const Ledger& planned, const Ledger* measured) {
     out += "\n";
   };
   for (int i = 0; i < kOwners; ++i) {
-    line(Name(static_cast<Owner>(i)), planned.bytes[i],
-         measured != nullptr ? measured->bytes[i] : 0);
+    const int64_t held = measured != nullptr ? measured->bytes[i] : 0;
+    // A language model has no items.
+    if (static_cast<Owner>(i) == Owner::kItems && planned.bytes[i] == 0 && held == 0) continue;
+    line(Name(static_cast<Owner>(i)), planned.bytes[i], held);
   }
   line("total", planned.total(), measured != nullptr ? measured->total() : 0);
   return out;

@@ -19,14 +19,15 @@ namespace trireme {
 enum class Owner : uint8_t {
   kWeights,
   kKvCache,
-  kActivations,   // of one step: arena, hidden states in flight, logits, rotation table
-  kBatch,         // token ids, positions, page tables; what sampling sends and has back
+  kItems,        // of a retrieval table, with what its updates work in
+  kActivations,  // of one step: arena, hidden states in flight, logits, rotation table; of searches
+  kBatch,        // token ids, positions, page tables; what sampling sends and has back
   kCommunicator,  // of the device's memory: on a CPU the shared window or the parts of a sum
-  kGraphs,        // captured decode steps: what the driver took for them, known only afterwards
+  kGraphs,        // captured steps and searches: what the driver took, known only afterwards
   kWorkspace,     // of libraries; none on a CPU
   kUnaccounted,   // allocated on the device by nobody above; planned as nothing
 };
-inline constexpr int kOwners = 8;
+inline constexpr int kOwners = 9;
 const char* Name(Owner owner);
 
 struct Ledger {

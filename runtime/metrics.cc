@@ -6,6 +6,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "runtime/retrieval_service.h"
 #include "runtime/step.h"
 
 namespace trireme {
@@ -164,6 +165,32 @@ std::string PrometheusText(const EngineStats& stats) {
   AppendByReason<EagerReason>(&out, "graphs_refused_total",
                               "Sizes of decode steps that are not replayed, by reason.",
                               graphs.refused);
+  return out;
+}
+
+std::string PrometheusText(const RetrievalServiceStats& stats) {
+  std::string out;
+  AppendValue(&out, "retrieval_requests_total", "Queries answered, failed ones among them.",
+              stats.requests);
+  AppendValue(&out, "retrieval_failed_total", "Of them those that failed.", stats.failed);
+  AppendValue(&out, "retrieval_batches_total", "Batches they were answered in.", stats.batches);
+  AppendValue(&out, "retrieval_updates_total", "Upserts and deletes.", stats.updates);
+  AppendHead(&out, "retrieval_bytes", "gauge", "Device memory of the first rank, by owner.");
+  for (int i = 0; i < kOwners; ++i) {
+    absl::StrAppend(&out, "trireme_retrieval_bytes{owner=\"", Name(static_cast<Owner>(i)), "\"} ",
+                    stats.held.bytes[i], "\n");
+  }
+  const GraphStats& graphs = stats.graphs;
+  AppendValue(&out, "retrieval_graphs", "Captured searches of the first rank.", graphs.graphs);
+  AppendValue(&out, "retrieval_graph_bytes", "Device memory that they hold.", graphs.bytes);
+  AppendValue(&out, "retrieval_graph_searches_total",
+              "Searches of the first rank that were replayed.", graphs.replays);
+  AppendByReason<EagerReason>(&out, "retrieval_eager_searches_total",
+                              "Searches of the first rank that were enqueued anew, by reason.",
+                              graphs.eager, 1);
+  AppendByReason<EagerReason>(&out, "retrieval_graphs_refused_total",
+                              "Sizes of searches that are not replayed, by reason.", graphs.refused,
+                              1);
   return out;
 }
 

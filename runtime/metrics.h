@@ -12,6 +12,7 @@
 
 namespace trireme {
 
+struct RetrievalServiceStats;
 struct StepPlan;
 
 // Counts of values up to each bound; bounds are powers of two, `first` and then its doublings.
@@ -108,5 +109,7 @@ struct RequestTimeline : RequestTimes {
 };
 
 std::string PrometheusText(const EngineStats& stats);
+// Names of their own, so that one job's two texts may follow each other.
+std::string PrometheusText(const RetrievalServiceStats& stats);
 
 }  // namespace trireme

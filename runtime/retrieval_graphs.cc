@@ -213,4 +213,15 @@ void RetrievalGraphs::RunEagerly(const RetrievalOptions& search, absl::FunctionR
       work);
 }
 
+Ledger RetrievalLedger(const RetrievalTable& table, const RetrievalGraphs* graphs) {
+  Ledger held;
+  held[Owner::kWeights] = table.model().weight_bytes();
+  held[Owner::kItems] = table.shard().device_bytes();
+  held[Owner::kActivations] = table.search_memory().bytes();
+  if (graphs == nullptr) return held;
+  held[Owner::kActivations] += graphs->bytes();
+  held[Owner::kGraphs] = graphs->stats().bytes;
+  return held;
+}
+
 }  // namespace trireme

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "runtime/graph_cache.h"
+#include "runtime/ledger.h"
 #include "runtime/retrieval_work.h"
 
 namespace trireme {
@@ -97,5 +98,9 @@ class RetrievalGraphs {
   // What copies read until the stream has been waited for.
   std::vector<int32_t> user_rows_, query_mask_, excluded_begin_;
 };
+
+// What a table holds on this rank's device, by owner, with the head it was made with and its graphs
+// (may be null): for the ledger of the job. Not while a search is under way.
+Ledger RetrievalLedger(const RetrievalTable& table, const RetrievalGraphs* graphs);
 
 }  // namespace trireme

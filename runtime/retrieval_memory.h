@@ -95,6 +95,13 @@ class ArenaPool {
       Give(*std::move(again));
     return grown;
   }
+  // Of those that are here.
+  int64_t bytes() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    size_t sum = 0;
+    for (const Arena& arena : free_) sum += arena.capacity();
+    return static_cast<int64_t>(sum);
+  }
   void Give(Arena arena) {
     if (arena.capacity() == 0) return;
     arena.Reset();
@@ -103,7 +110,7 @@ class ArenaPool {
   }
 
  private:
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::vector<Arena> free_;
 };
 

@@ -1,7 +1,10 @@
 #include "runtime/retrieval_service.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
+#include "runtime/retrieval_graphs.h"
 #include "runtime/wire.h"
 
 namespace trireme {
@@ -27,6 +30,13 @@ RetrievalQuery GetQuery(ByteReader& in) {
 }
 
 }  // namespace
+
+int RetrievalService::AddTable(RetrievalTable* table, RetrievalGraphs* graphs) {
+  tables_.push_back(table);
+  graphs_.push_back(graphs);
+  CountTables();
+  return static_cast<int>(tables_.size()) - 1;
+}
 
 absl::Status RetrievalService::Submit(RetrievalRequest request) {
   if (request.table < 0 || request.table >= static_cast<int>(tables_.size()))
@@ -62,6 +72,7 @@ bool RetrievalService::Step() {
   }
   if (work.update) Update(*std::move(work.update));
   if (!work.requests.empty()) Search(std::move(work.requests));
+  CountTables();
   const std::lock_guard<std::mutex> lock(mutex_);
   return batcher_.queued() > 0;
 }
@@ -92,6 +103,24 @@ RetrievalServiceStats RetrievalService::stats() const {
   return stats_;
 }
 
+void RetrievalService::CountTables() {
+  GraphStats graphs;
+  Ledger held;
+  std::vector<const MolModel*> models;
+  for (size_t i = 0; i < tables_.size(); ++i) {
+    Ledger ledger = RetrievalLedger(*tables_[i], graphs_[i]);
+    const MolModel* const model = &tables_[i]->model();
+    // Several tables may have one head.
+    if (std::find(models.begin(), models.end(), model) != models.end()) ledger[Owner::kWeights] = 0;
+    models.push_back(model);
+    for (int owner = 0; owner < kOwners; ++owner) held.bytes[owner] += ledger.bytes[owner];
+    if (graphs_[i] != nullptr) graphs += graphs_[i]->stats();
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  stats_.graphs = graphs;
+  stats_.held = held;
+}
+
 void RetrievalService::Tell(const std::string& command) {
   for (int rank = 1; rank < group_.size(); ++rank) {
     group_.control->Send(rank, kCommandChannel, command);
@@ -119,6 +148,10 @@ void RetrievalService::Search(std::vector<RetrievalRequest> requests) {
       answer = std::move((*answers)[i]);
     } else {
       answer.status = answers.status();
+    }
+    if (!answer.status.ok()) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      ++stats_.failed;
     }
     if (requests[i].done) requests[i].done(std::move(answer));
   }

@@ -10,12 +10,18 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "runtime/graph_stats.h"
+#include "runtime/ledger.h"
 #include "runtime/retrieval_batcher.h"
 
 namespace trireme {
 
+// Of rank 0. Plain data; as Prometheus text: PrometheusText (metrics.h).
 struct RetrievalServiceStats {
   int64_t batches = 0, requests = 0, updates = 0;
+  int64_t failed = 0;  // requests whose answer was an error
+  GraphStats graphs;   // of all tables
+  Ledger held;         // likewise, on the device
 };
 
 class RetrievalService {
@@ -25,11 +31,7 @@ class RetrievalService {
 
   // On every rank, in the same order, before anything is submitted. Gives the table's number.
   // `graphs`: of the table, on the group's stream; may be null.
-  int AddTable(RetrievalTable* table, RetrievalGraphs* graphs = nullptr) {
-    tables_.push_back(table);
-    graphs_.push_back(graphs);
-    return static_cast<int>(tables_.size()) - 1;
-  }
+  int AddTable(RetrievalTable* table, RetrievalGraphs* graphs = nullptr);
 
   // Rank 0, any thread. `done` is called once unless this gives an error.
   absl::Status Submit(RetrievalRequest request);
@@ -52,6 +54,8 @@ class RetrievalService {
   void Tell(const std::string& command);
   void Search(std::vector<RetrievalRequest> requests);
   void Update(RetrievalUpdate update);
+  // Graphs and memory of all tables, for stats().
+  void CountTables();
 
   const RetrievalGroup group_;
   std::vector<RetrievalTable*> tables_;

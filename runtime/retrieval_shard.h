@@ -74,6 +74,10 @@ class ItemShard {
   }
   const MolModel& model() const { return model_; }
   const ItemShardBytes& bytes() const { return bytes_; }
+  // What it holds of the device's memory: items, their places in the order, what Put works in.
+  int64_t device_bytes() const {
+    return bytes_.items + bytes_.projection + slots_ * static_cast<int64_t>(sizeof(uint32_t));
+  }
 
   // Hold one while using what follows.
   std::shared_lock<std::shared_mutex> ReadLock() const {

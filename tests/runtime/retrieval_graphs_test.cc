@@ -5,6 +5,8 @@
 
 #include <string>
 
+#include "absl/strings/str_cat.h"
+#include "runtime/metrics.h"
 #include "runtime/retrieval_service.h"
 #include "tests/runtime/retrieval_fixture.h"
 #if defined(TRIREME_HOST_CUDA)
@@ -261,6 +263,34 @@ TEST_F(RetrievalGraphsTest, AServiceReplays) {
     ExpectSame(answers, expected);
   }
   EXPECT_EQ(graphs->stats().replays, 1);
+}
+
+// Every byte that was taken of the device has an owner, and a scrape sees them.
+TEST_F(RetrievalGraphsTest, TheirMemoryIsInLedgerAndMetrics) {
+  const int64_t before = emulated_->allocated_bytes();
+  const auto table = Table(MolStorage::kInt8);
+  const auto graphs = RetrievalGraphs::Create(*table, group_, Options()).value();
+  const Ledger bare = RetrievalLedger(*table, nullptr);
+  Ledger held = RetrievalLedger(*table, graphs.get());
+  EXPECT_EQ(held[Owner::kGraphs], graphs->stats().bytes);
+  EXPECT_EQ(held[Owner::kActivations], graphs->bytes());
+  EXPECT_EQ(bare[Owner::kGraphs] + bare[Owner::kActivations], 0);
+  EXPECT_EQ(held[Owner::kWeights], model_->weight_bytes());
+  held[Owner::kWeights] = 0;  // was there before
+  AccountFor(emulated_->allocated_bytes() - before, &held);
+  EXPECT_EQ(held[Owner::kUnaccounted], 0) << LedgerTable(held, nullptr);
+  EXPECT_NE(LedgerTable(held, nullptr).find("items "), std::string::npos);
+
+  RetrievalService service(group_, {});
+  service.AddTable(table.get(), graphs.get());
+  const std::string text = PrometheusText(service.stats());
+  for (const std::string& line :
+       {absl::StrCat("retrieval_graphs ", graphs->stats().graphs),
+        absl::StrCat("retrieval_graph_bytes ", graphs->stats().bytes),
+        absl::StrCat("retrieval_bytes{owner=\"activations\"} ", graphs->bytes()),
+        absl::StrCat("retrieval_bytes{owner=\"items\"} ", table->shard().device_bytes())}) {
+    EXPECT_NE(text.find("\ntrireme_" + line + "\n"), std::string::npos) << line << "\n" << text;
+  }
 }
 
 #endif
