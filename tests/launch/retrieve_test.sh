@@ -7,13 +7,13 @@ mpiexec=$2 source=$3
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 # Names without spaces, wherever the repository lies.
 ln -s "$1" "$work/trireme"; trireme=$work/trireme
-passed=0 failed=0
+passed=0 failed=0 limit=60
 
 fail() { printf 'FAILED: %s\n' "$*"; failed=$((failed + 1)); }
 # expect STATUS 'extended regex of the output' COMMAND...: also checks that our own words are a single line on failure.
 expect() {
   local status=$1 pattern=$2; shift 2
-  timeout 60 "$@" >"$work/out" 2>"$work/err"; local got=$?
+  timeout "$limit" "$@" >"$work/out" 2>"$work/err"; local got=$?
   local lines; lines=$(grep -c '^trireme:' "$work/err")
   if [ "$got" != "$status" ]; then fail "$* : exit status $got, not $status: $(head -c 400 "$work/err")"; return; fi
   if [ -n "$pattern" ] && ! grep -qE -e "$pattern" "$work/err" "$work/out"; then fail "$* : no '$pattern' in: $(head -c 400 "$work/err")"; return; fi
@@ -200,9 +200,29 @@ expect 2 'tune mol runs on one rank' $(ranks 2) tune mol --latency-ms 1 --memory
 printf '{"flops": -1}' >"$work/hw.json"
 expect 1 'hw.json: "flops" must be' "$trireme" analyze mol --model "$work/head" --hardware "$work/hw.json"
 
-# Every mode of the bench runs, on one rank and on two.
+# Every mode of the bench runs, on one rank, with a sweep, and on two.
 for n in 1 2; do
-  expect 0 '"mode": "per-embedding-100"' $(ranks $n) bench mol --shape 2x2x8 --items 500 --batch 2 --iterations 1 --k 5
+  sizes=$([ $n = 1 ] && echo 500,700 || echo 500)
+  limit=240 expect 0 '"mode": "per-embedding-100"' $(ranks $n) bench mol --shape 2x2x8 --items $sizes --batch 2 --iterations 1 --k 5
+  # Of each point all modes with recall, rate and proof, and a dot product of the same items; the eager twin.
+  python3 - "$work/out" $n <<'P' || fail "bench mol on $n ranks: $(head -c 400 "$work/out")"
+import json, sys
+result = json.load(open(sys.argv[1]))
+tables = result["tables"]
+assert [t["items"] for t in tables] == ([500, 700] if sys.argv[2] == "1" else [500]), tables
+for table in tables:
+    assert [b["batch"] for b in table["batches"]] == [2], table
+    assert table["table_bytes_per_item"] > 0 and ("eager" in table) == (sys.argv[2] == "1")
+    for batch in table["batches"]:
+        assert batch["dot_product_ms"] > 0
+        modes = {m["mode"]: m for m in batch["modes"]}
+        assert len(modes) == 7 and {"exact", "pruned", "per-embedding-10"} < set(modes), modes
+        assert "share_of_matmul" in modes["exact"]
+        for mode in modes.values():
+            assert {"ms", "pairs_per_s", "gated_share", "recall", "proven_exact", "merge_us"} < set(mode), mode
+        assert modes["exact"]["recall"] == modes["pruned"]["recall"] == 1 and modes["pruned"]["proven_exact"] == 1
+P
+  passed=$((passed + 1))
 done
 expect 2 'shape 8x4' "$trireme" bench mol --shape 8x4
 

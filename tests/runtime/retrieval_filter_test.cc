@@ -1,7 +1,9 @@
 // The filter grammar: what it accepts, where it says an error is, and 10,000 random expressions
-// against an evaluator that walks the text's own tree.
+// over all combinations of attributes against an evaluator that walks the text's own tree.
 #include "runtime/retrieval_filter.h"
 
+#include "runtime/retrieval_shard.h"
+#include "tests/retrieval_files.h"
 #include "tests/testing.h"
 
 namespace trireme {
@@ -53,21 +55,43 @@ TEST(RetrievalFilterTest, SaysWhereItIsWrong) {
             std::string::npos);
 }
 
+// What a shard with an item of every combination of attributes makes of them.
 TEST(RetrievalFilterTest, RandomExpressionsEqualTheNaiveEvaluator) {
+  const TestDevice device(1);
+  const ScratchDir scratch;
+  WriteRandomHead(SmallHead(), scratch.path() + "/head", 1);
+  const auto model = MolModel::Load(scratch.path() + "/head", device.stream()).value();
+  constexpr int64_t kCombinations = 64, kDim = 10;
+  ItemShardOptions options;
+  options.capacity = kCombinations;
+  options.attributes = kNames;
+  const auto shard = ItemShard::Create(*model, device.stream(), options).value();
+  std::vector<int64_t> ids(kCombinations);
+  std::vector<uint32_t> order(kCombinations);
+  std::vector<uint64_t> words(kCombinations);
+  for (int64_t i = 0; i < kCombinations; ++i) ids[i] = order[i] = words[i] = i;
+  const std::vector<float> embeddings(kCombinations * kDim, 0.5f);
+  ASSERT_TRUE(shard
+                  ->Put(device.stream(), {.embeddings = embeddings.data(),
+                                          .ids = ids.data(),
+                                          .order = order.data(),
+                                          .attributes = words.data(),
+                                          .count = kCombinations})
+                  .ok());
   uint64_t draw = 0;
   const auto below = [&draw](int n) {
     return static_cast<int>((RandomValue(71, draw++) + 1) / 2 * n);
   };
   for (int i = 0; i < 10000; ++i) {
     std::string text;
-    const uint32_t bits = below(64);
-    bool expected = true;
+    // Bit i: of the item whose attributes are the bits of i.
+    uint64_t expected = ~uint64_t{0};
     const int clauses = 1 + below(4);
     for (int c = 0; c < clauses; ++c) {
       if (c > 0) text += below(2) == 0 ? " & " : " AND ";
       const int literals = 1 + below(4);
       const bool parentheses = literals > 1 || below(2) == 0;
-      bool any = false;
+      uint64_t any = 0;
       if (parentheses) text += "(";
       for (int l = 0; l < literals; ++l) {
         if (l > 0) text += below(2) == 0 ? "|" : " OR ";
@@ -75,14 +99,18 @@ TEST(RetrievalFilterTest, RandomExpressionsEqualTheNaiveEvaluator) {
         const int attribute = below(static_cast<int>(kNames.size()));
         if (negated) text += below(2) == 0 ? "!" : "NOT ";
         text += kNames[attribute];
-        any = any || ((bits >> attribute & 1) != 0) != negated;
+        for (int bits = 0; bits < kCombinations; ++bits) {
+          if (((bits >> attribute & 1) != 0) != negated) any |= uint64_t{1} << bits;
+        }
       }
       if (parentheses) text += ")";
-      expected = expected && any;
+      expected &= any;
     }
     const auto filter = ParseFilter(text, kNames);
     ASSERT_TRUE(filter.ok()) << filter.status();
-    ASSERT_EQ(Passes(*filter, bits), expected) << text;
+    uint64_t mask = 0;
+    shard->FillMask(*filter, nullptr, reinterpret_cast<int32_t*>(&mask));
+    ASSERT_EQ(mask, expected) << text;
   }
 }
 

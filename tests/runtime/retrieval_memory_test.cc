@@ -124,7 +124,7 @@ TEST(RetrievalMemoryTest, ThePlanIsWhatADeviceGives) {
 }
 
 // Of the published heads: a table takes 5 % more than components and gates, at the most. These are
-// 2 bytes a value for bf16; for int8 one a component and still two a gate value.
+// 4 bytes a value for f32 and 2 for bf16; for int8 one a component and still two a gate value.
 TEST(RetrievalMemoryTest, ATableTakesLittleMoreThanItsValues) {
   const int64_t sizes[][3] = {{8, 4, 64}, {8, 4, 128}, {8, 8, 32}};
   const std::unique_ptr<Device> device = Cpu();
@@ -139,10 +139,13 @@ TEST(RetrievalMemoryTest, ATableTakesLittleMoreThanItsValues) {
     const auto model = MolModel::Load(scratch.path(), *stream).value();
     ItemShardOptions options;
     options.capacity = 100'000;
-    for (const MolStorage storage : {MolStorage::kBF16, MolStorage::kInt8}) {
+    for (const MolStorage storage : {MolStorage::kF32, MolStorage::kBF16, MolStorage::kInt8}) {
       options.storage = storage;
       const int64_t table = ItemShard::PlanBytes(*model, options, /*host_memory=*/true).table();
-      const int64_t values = px * d * (storage == MolStorage::kInt8 ? 1 : 2) + 2 * pq * px;
+      const int64_t component = storage == MolStorage::kF32    ? 4
+                                : storage == MolStorage::kBF16 ? 2
+                                                               : 1;
+      const int64_t values = px * d * component + std::max<int64_t>(2, component) * pq * px;
       EXPECT_LE(static_cast<double>(table), 1.05 * 100'000 * static_cast<double>(values))
           << pq << "x" << px << "x" << d;
     }

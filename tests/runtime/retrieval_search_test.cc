@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 
 #include "models/mol_planted.h"
 #include "tests/golden_mol.h"
@@ -347,6 +348,33 @@ TEST_F(RetrievalTest, TwoStageRecallOnPlantedData) {
     }
   }
   EXPECT_GE(found, 0.98 * 400);
+}
+
+// As many candidates as there may be, of as many items: the second stage has them all.
+TEST_F(RetrievalTest, TheLargestFirstStage) {
+  const auto model = Model(SmallHead());
+  const std::string path = File("items.npy", [&](const std::string& path) {
+    std::ofstream out(path, std::ios::binary);
+    out << NpyHeaderBytes("<f4", {kMaxFirstStageK, 10});
+    for (int64_t i = 0; i < kMaxFirstStageK * 10; ++i) {
+      const auto value = static_cast<float>(RandomValue(67, i));
+      out.write(reinterpret_cast<const char*>(&value), sizeof(value));
+    }
+  });
+  const auto table = Build(job_, *model, path);
+  ASSERT_EQ(table->size(), kMaxFirstStageK);
+  const std::vector<RetrievalQuery> queries = Queries(*model, 2, 68);
+  RetrievalOptions two = Options(RetrievalMode::kTwoStage, kMaxRetrievalK);
+  two.first_stage = FirstStage::kAverage;
+  two.average_k = kMaxFirstStageK;
+  ExpectSame(Search(*table, queries, two),
+             Search(*table, queries, Options(RetrievalMode::kExact, kMaxRetrievalK)));
+  two.average_k = kMaxFirstStageK + 1;
+  EXPECT_NE(SearchTable(*table, queries, two).status().message().find("from 1 to 100000"),
+            std::string::npos);
+  two = Options(RetrievalMode::kExact, kMaxRetrievalK + 1);
+  EXPECT_NE(SearchTable(*table, queries, two).status().message().find("from 0 to 2048"),
+            std::string::npos);
 }
 
 // The published 8x4x64 head on random items: rounding the table moves few items out of the best
