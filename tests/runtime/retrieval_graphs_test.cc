@@ -225,6 +225,52 @@ TEST_F(RetrievalGraphsTest, GraphsThatAreOffOrCannotBeCapturedCostNothingElse) {
   }
 }
 
+// Says that its calls may be captured, though they go through the host.
+class BoastingCommunicator final : public Communicator {
+ public:
+  explicit BoastingCommunicator(Communicator* to) : to_(to) {
+    rank_ = to->rank();
+    size_ = to->size();
+  }
+  bool capturable() const override { return true; }
+
+ private:
+  void DoAllReduceSum(Stream& stream, TensorView data) override { to_->AllReduceSum(stream, data); }
+  void DoAllGather(Stream& stream, ConstTensorView in, TensorView out) override {
+    to_->AllGather(stream, in, out);
+  }
+  int64_t DoSend(Stream& stream, ConstTensorView data, int peer) override {
+    return to_->Send(stream, data, peer);
+  }
+  void DoWaitSend(Stream& stream, int64_t ticket) override { to_->WaitSend(stream, ticket); }
+  void DoRecv(Stream& stream, TensorView data, int peer) override { to_->Recv(stream, data, peer); }
+  Communicator* const to_;
+};
+
+// What ranks do together is replayed by all of them or by none: here the exchange of keys is no
+// part of the graphs, whose trials find it missing.
+TEST_F(RetrievalGraphsTest, AnExchangeThatIsNotCapturedIsFoundOut) {
+  if (World().size() == 1) GTEST_SKIP() << "one rank exchanges nothing";
+  BoastingCommunicator boasting(group_.communicator);
+  group_.communicator = &boasting;
+  const auto table = Table();
+  const auto graphs = RetrievalGraphs::Create(*table, group_, Options()).value();
+  EXPECT_EQ(graphs->stats().graphs, 6);
+  EXPECT_EQ(graphs->stats().refusals(EagerReason::kNotEqual), 9);
+  for (const RetrievalOptions& search : Searches())
+    ExpectEqual(*table, *graphs, SomeQueries(4, 80), search);
+  EXPECT_EQ(graphs->stats().replays, 2);
+  EXPECT_EQ(graphs->stats().eager_runs(EagerReason::kNotCaptured), 3);
+
+  // One rank that cannot capture: none does what all do together.
+  const bool here = World().rank() == 1;
+  if (here) HostCudaTestHooks().captured = [] { return absl::InternalError("no captures today"); };
+  const auto failed = RetrievalGraphs::Create(*table, group_, Options()).value();
+  HostCudaTestHooks().captured = nullptr;
+  EXPECT_EQ(failed->stats().refusals(EagerReason::kCaptureFailed), here ? 15 : 9);
+  EXPECT_EQ(failed->stats().graphs, here ? 0 : 6);
+}
+
 TEST_F(RetrievalGraphsTest, OneRankWithoutMemoryIsAStatusOnAll) {
   const auto table = Table();
   if (World().rank() == World().size() - 1) {
