@@ -206,7 +206,12 @@ void RetrievalGraphs::Replay(const RetrievalOptions& search, int64_t batch, cons
   entry.work.Fetch(stream_, batch, found);
 }
 
-void RetrievalGraphs::RunEagerly(const RetrievalOptions& search, absl::FunctionRef<void()> work) {
+void RetrievalGraphs::RunEagerly(const RetrievalOptions& search, int64_t batch,
+                                 absl::FunctionRef<void()> work) {
+  const Entry* const entry = Find(search, batch);
+  if (entry != nullptr && !cache_.Holds(KeyOf(*entry))) {
+    return cache_.Run(stream_, KeyOf(*entry), work);
+  }
   const bool by_host = Collective(search) && !group_.communicator->capturable();
   cache_.RunEagerly(
       options_.never.value_or(by_host ? EagerReason::kCommunicator : EagerReason::kNotCaptured),

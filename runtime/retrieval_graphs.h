@@ -53,8 +53,8 @@ class RetrievalGraphs {
   // Enqueues all of it, with the way from `in` and to `found`. REQUIRES: Replays.
   void Replay(const RetrievalOptions& search, int64_t batch, const SearchArrays& in,
               SearchFound* found);
-  // Of a search that is not replayed.
-  void RunEagerly(const RetrievalOptions& search, absl::FunctionRef<void()> work);
+  // Of a search that is not replayed, for the reason that its size has.
+  void RunEagerly(const RetrievalOptions& search, int64_t batch, absl::FunctionRef<void()> work);
 
   const GraphStats& stats() const { return cache_.stats(); }
   // Of the device's memory: what the searches work in; the graphs' own bytes are in stats().

@@ -81,7 +81,7 @@ class Scan {
     if (replayed_) {
       graphs_->Replay(options_, batch_, arrays_, &found_);
     } else if (graphs_ != nullptr) {
-      graphs_->RunEagerly(options_, [&] { Enqueue(); });
+      graphs_->RunEagerly(options_, batch_, [&] { Enqueue(); });
     } else {
       Enqueue();
     }

@@ -260,7 +260,7 @@ TEST_F(RetrievalGraphsTest, AnExchangeThatIsNotCapturedIsFoundOut) {
   for (const RetrievalOptions& search : Searches())
     ExpectEqual(*table, *graphs, SomeQueries(4, 80), search);
   EXPECT_EQ(graphs->stats().replays, 2);
-  EXPECT_EQ(graphs->stats().eager_runs(EagerReason::kNotCaptured), 3);
+  EXPECT_EQ(graphs->stats().eager_runs(EagerReason::kNotEqual), 3);
 
   // One rank that cannot capture: none does what all do together.
   const bool here = World().rank() == 1;
