@@ -181,7 +181,8 @@ class Scan {
       }
       bound = std::min(bound, largest);
     }
-    return bound == kAll || MolPruneFloor(answer.scores.back(), shape_.logits()) > bound;
+    return bound == kAll ||
+           MolPruneFloor(answer.scores.back(), table_.model().shape().logits()) > bound;
   }
 
   // What all ranks have, rank after rank.

@@ -37,6 +37,37 @@ absl::Status CheckQuery(const RetrievalQuery& query, const MolConfig& config) {
   return absl::OkStatus();
 }
 
+// Why a query with finite elements may have no answer at all: they are too large for its projection
+// in f32. Looked at afterwards, because that is rare and a search enqueues everything at once.
+absl::Status CheckProjection(const RetrievalTable& table, Stream& stream,
+                             const RetrievalQuery& query) {
+  const MolModel& model = table.model();
+  const int64_t width = model.shape().query_components * model.shape().component_dim;
+  std::vector<float> components(width), gates(model.shape().gate_width());
+  const std::vector<int32_t> users = model.UserRows({query.user_id});
+  const int64_t floats = width + model.shape().gate_width() + model.config().query_dim;
+  const size_t bytes = model.ArenaBytes(1) + (floats + users.size()) * sizeof(float) + 4 * 256;
+  ASSIGN_OR_RETURN(Arena arena, table.search_memory().Take(stream.device(), bytes));
+  {
+    const OpInput<float> in(stream, arena, query.embedding.data(), {1, model.config().query_dim});
+    const OpInput<int32_t> rows(stream, arena, users.data(), {model.user_tables(), 1});
+    const OpOutput<float> out(stream, arena, components.data(), DType::kF32, {1, width});
+    const OpOutput<float> gate(stream, arena, gates.data(), DType::kF32,
+                               {1, model.shape().gate_width()});
+    model.ProjectQueries(stream, in.view(), rows.view(), arena, out.view(), gate.view());
+    out.Fetch(stream);
+    gate.Fetch(stream);
+  }
+  RETURN_IF_ERROR(stream.Synchronize());
+  table.search_memory().Give(std::move(arena));
+  const auto finite = [](float value) { return std::isfinite(value); };
+  if (std::all_of(components.begin(), components.end(), finite) &&
+      std::all_of(gates.begin(), gates.end(), finite)) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError("the query is too large: its projection is not finite in f32");
+}
+
 using Filters = std::map<std::string, absl::StatusOr<Filter>>;
 
 // Queries of one call, scan by scan.
@@ -134,6 +165,11 @@ absl::StatusOr<std::vector<RetrievalAnswer>> SearchTable(const RetrievalTable& t
   const auto lock = table.shard().ReadLock();
   Searches searches(table, group, context, queries, filters, &answers);
   RETURN_IF_ERROR(searches.Run(good, options));
+  for (const size_t i : good) {
+    if (!answers[i].status.ok() || answers[i].ids[0] >= 0) continue;
+    const absl::Status fits = CheckProjection(table, *group.stream, queries[i]);
+    if (absl::IsInvalidArgument(fits)) answers[i] = {.status = fits, .ids = {}, .scores = {}};
+  }
   if (options.mode != RetrievalMode::kTwoStage || !options.exact_or_certified) return answers;
   std::vector<size_t> again;
   for (const size_t i : good) {

@@ -57,6 +57,34 @@ TEST_P(MolWideTest, BitsDoNotDependOnBatchSlotOrPruning) {
   }
 }
 
+// All logits of an item are the same, so its score is that value but for rounding, which over
+// thousands of terms is more than what tells these items apart. The best one comes last.
+TEST_P(MolWideTest, WhatRoundingLiftsAboveItsLogitsIsNotPruned) {
+  const MolShape shape = Shape(64, 64, 1, 0, 1.0f);
+  constexpr int64_t kItems = 200;
+  MolProblem problem(device_, shape, 1, kItems, 850);
+  Fill(problem.query_components.view(), 1.0);
+  std::vector<int64_t> place(kItems);  // of value i
+  for (int64_t i = 0; i < kItems; ++i) place[i] = i;
+  const auto store = [&](MolTestTable& table) {
+    for (int64_t i = 0; i < kItems; ++i) {
+      const float value = 1.0f + static_cast<float>(3 * i) * 0x1p-23f;
+      std::fill_n(problem.item_components.view().row<float>(place[i]), shape.item_components,
+                  value);
+    }
+    problem.Store(device_, table);
+  };
+  MolTestTable table(device_, shape, MolStorage::kF32, kItems, false);
+  store(table);
+  MolScan scan(device_, 1, kItems, table.slots());
+  const MolAnswer all = Search(problem, table, scan, kItems, false);
+  for (int64_t j = 0; j < kItems; ++j) place[all.slots[j]] = kItems - 1 - j;
+  store(table);
+  const MolAnswer exact = Search(problem, table, scan, 1, false);
+  EXPECT_GT(MolKeyScore(exact.keys[0]), 1.0f + 600 * 0x1p-23f);
+  EXPECT_TRUE(Search(problem, table, scan, 1, true) == exact);
+}
+
 TEST_P(MolWideTest, ListsOfEachLogitAreTheSortedDots) {
   const MolShape shape = Shape(21, 20, 4, 8);
   constexpr int64_t kItems = 70, kK = 5;

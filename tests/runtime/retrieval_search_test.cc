@@ -261,13 +261,14 @@ TEST_F(RetrievalTest, BadQueriesFailAlone) {
     WriteItems(RandomItems(100, 10, 8, true), path);
   });
   const auto table = Build(job_, *model, path);
-  std::vector<RetrievalQuery> queries = Queries(*model, 7, 12);
+  std::vector<RetrievalQuery> queries = Queries(*model, 8, 12);
   const auto good = Search(*table, queries, Options(RetrievalMode::kPruned, 10));
   queries[1].embedding[3] = NAN;
   queries[2].embedding[0] = INFINITY;
   queries[3].embedding.pop_back();
   queries[4].filter = "nope";
   queries[5].user_id = -1;
+  for (float& value : queries[6].embedding) value *= 1e30f;
   const auto answers = Search(*table, queries, Options(RetrievalMode::kPruned, 10));
   const char* messages[] = {"",
                             "NaN",
@@ -275,6 +276,7 @@ TEST_F(RetrievalTest, BadQueriesFailAlone) {
                             "11 elements; the model's query_dim is 12",
                             "no attribute \"nope\"",
                             "user_id -1",
+                            "the query is too large: its projection is not finite",
                             ""};
   for (size_t i = 0; i < queries.size(); ++i) {
     EXPECT_NE(std::string(answers[i].status.message()).find(messages[i]), std::string::npos);
