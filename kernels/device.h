@@ -112,6 +112,9 @@ struct DeviceOptions {
   // A kernel's blocks may come to the accelerator before the kernel ahead of it has ended, where
   // the chip can (9.0 and later). Changes no result.
   bool dependent_launches = false;
+  // Matmuls of more rows than a matvec's by cuBLASLt, on a GPU and where ReserveMatMul has made
+  // room. Their sums' order hangs on the rows beside, and so do a row's bits.
+  bool cublas_lt = false;
   // An accelerator's memory may be read by the host too, and copies are done when their call
   // returns: for tests, which look at everything.
   bool host_readable = false;

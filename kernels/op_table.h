@@ -16,6 +16,7 @@ struct OpTable {
   decltype(&Add) add;
   decltype(&MatMul) matmul;
   decltype(&MatMulSwiGlu) matmul_swiglu;
+  decltype(&ReserveMatMul) reserve_matmul;  // null = none needed
   decltype(&RopeAndStoreKv) rope_and_store_kv;
   decltype(&PagedAttention) paged_attention;
   int64_t (*attention_workspace_bytes)(const AttentionLimits& limits);  // null = none needed

@@ -125,6 +125,13 @@ void MatMulSwiGlu(Stream& stream, ConstTensorView x, const LinearWeight& w, Cons
   stream.ops().matmul_swiglu(stream, x, w, bias, y);
 }
 
+absl::StatusOr<int64_t> ReserveMatMul(Stream& stream, int64_t rows,
+                                      const std::vector<const LinearWeight*>& weights) {
+  const auto reserve = stream.ops().reserve_matmul;
+  if (reserve == nullptr) return 0;
+  return reserve(stream, rows, weights);
+}
+
 void RopeAndStoreKv(Stream& stream, TensorView qkv, ConstTensorView positions,
                     ConstTensorView slot_mapping, const RopeParams& rope, int64_t q_heads,
                     const PagedKv& kv) {

@@ -7,12 +7,14 @@
 // query / key-value heads of this shard, D head_dim, K / N inputs / outputs of a linear layer.
 // "act" is the activation dtype: f32, bf16 or f16, the same for all activations of a call. All
 // arithmetic accumulates in fp32, in an order that depends only on the row's own length: a row's
-// result does not depend on what else is in the batch or on the number of threads.
+// result does not depend on what else is in the batch or on the number of threads. The one
+// exception is asked for: DeviceOptions.cublas_lt.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/device.h"
@@ -110,6 +112,13 @@ void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTenso
 // as MatMul would have stored them, so that the bits are those of the two ops on every backend.
 void MatMulSwiGlu(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
                   TensorView y);
+
+// Where the device was opened with DeviceOptions.cublas_lt: makes room on the stream for MatMul and
+// MatMulSwiGlu of up to `rows` rows with these weights by cuBLASLt, and gives the bytes that the
+// stream then holds for it until its end; 0 where nothing is needed. What there is no room for the
+// backend's own kernels compute. At load; a later call may make more room.
+absl::StatusOr<int64_t> ReserveMatMul(Stream& stream, int64_t rows,
+                                      const std::vector<const LinearWeight*>& weights);
 
 // In: qkv [T, (Hq + 2 Hkv) * D], rows of q heads, k heads, v heads. Normalises (if asked) and
 // rotates q and k: element i with i + D/2 (the Hugging Face layout), q in place; writes k and v to

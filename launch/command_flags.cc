@@ -166,6 +166,12 @@ void AddRunFlags(CLI::App* app, ModelFlags* flags, JobFlags* job) {
       "--dependent-launches", flags->dependent_launches,
       "On GPUs of 9.0 and later: let each kernel's blocks come before the kernel ahead of "
       "it has ended (programmatic dependent launch; not measured yet)");
+  app->add_option("--matmul", flags->matmul,
+                  "On GPUs: own kernels (a prompt's bits do not depend on what else is in the "
+                  "batch), or cublaslt for matmuls of more than 16 rows (then they may; not "
+                  "measured yet)")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"own", "cublaslt"}));
   app->add_option("--threads", flags->threads,
                   "Threads a rank (default: cores of the host / ranks on it)")
       ->check(NumberBetween(1, 1024));
@@ -184,9 +190,10 @@ void AddRunFlags(CLI::App* app, ModelFlags* flags, JobFlags* job) {
       ->check(CLI::Range(1, 1024));
   app->add_option("--kv-cache-memory", flags->kv_cache_memory,
                   "Bytes of KV cache a rank may hold, e.g. 2GiB (default: what the requests need)");
-  app->add_option("--memory-limit", flags->memory_limit,
-                  "Bytes a rank may hold in all, e.g. 8GiB: the KV cache gets what is left (CUDA "
-                  "graphs come on top)");
+  app->add_option(
+      "--memory-limit", flags->memory_limit,
+      "Bytes a rank may hold in all, e.g. 8GiB: the KV cache gets what is left (on GPUs "
+      "graphs and workspaces come on top)");
 }
 
 void AddGenerate(CLI::App& app, GenerateFlags* flags, JobFlags* job) {

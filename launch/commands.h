@@ -31,6 +31,7 @@ struct ModelFlags {
   bool allow_shared_gpu = false;
   bool no_graphs = false;
   bool dependent_launches = false;
+  std::string matmul = "own";
   int threads = 0;  // per rank; 0 = cores of the host / ranks on it
   std::string dtype = "auto";
   int64_t max_model_len = 0;

@@ -226,6 +226,7 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(ControlPlane& control, const 
   options.device.name = flags.device == "auto" ? ChooseDevice(control) : flags.device;
   options.device.allow_shared = options.groups.allow_shared_gpu = flags.allow_shared_gpu;
   options.device.dependent_launches = flags.dependent_launches;
+  options.device.cublas_lt = flags.matmul == "cublaslt";
   if (flags.collectives == "nccl") options.groups.collectives = Collectives::kNccl;
   if (flags.collectives == "host") options.groups.collectives = Collectives::kHost;
   const int fair_threads = ThreadsPerRank(control);

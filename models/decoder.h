@@ -56,7 +56,8 @@ class Decoder {
   int64_t activation_bytes() const {
     return static_cast<int64_t>(arena_.capacity()) + cos_sin_.bytes();
   }
-  int64_t workspace_bytes() const { return attention_workspace_.bytes(); }
+  // Attention's, and what the stream holds for matmuls.
+  int64_t workspace_bytes() const { return attention_workspace_.bytes() + matmul_workspace_bytes_; }
   const ModelConfig& config() const { return config_; }
 
  private:
@@ -92,6 +93,7 @@ class Decoder {
   Tensor cos_sin_;                            // [max_positions, D] f32
   Arena arena_;                               // activations of one call
   Tensor attention_workspace_;                // empty where the device needs none
+  int64_t matmul_workspace_bytes_ = 0;        // the stream's, of Load
 };
 
 }  // namespace trireme

@@ -124,6 +124,19 @@ class Decoder::Builder {
     return absl::OkStatus();
   }
 
+  // After all weights.
+  absl::Status MatMulRoom() {
+    std::vector<const LinearWeight*> weights;
+    for (const Layer& layer : decoder_.layers_) {
+      for (const auto* weight : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
+        weights.push_back(weight->get());
+    }
+    if (decoder_.head_ != nullptr) weights.push_back(decoder_.head_.get());
+    const int64_t rows = std::max(options_.max_batch_tokens, options_.max_logit_rows);
+    ASSIGN_OR_RETURN(decoder_.matmul_workspace_bytes_, ReserveMatMul(stream_, rows, weights));
+    return absl::OkStatus();
+  }
+
  private:
   int64_t RowsOf(const WeightSpec& spec) const {
     return spec.split == Split::kCols ? spec.shape[0] : PieceOfSpec(spec, tp_, tp_size_).size();
@@ -209,6 +222,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const ModelConfig& config
   }
   RETURN_IF_ERROR(builder.RotationTable());
   RETURN_IF_ERROR(builder.Activations());
+  RETURN_IF_ERROR(builder.MatMulRoom());
   return decoder;
 }
 

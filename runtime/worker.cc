@@ -239,7 +239,8 @@ std::vector<float> Worker::CollectLogits(TensorView logits) {
     stream_->Copy(mine.data() + r * widest, logits.row<float>(r),
                   static_cast<size_t>(logits.dim(1)) * sizeof(float));
   }
-  CHECK(stream_->Synchronize().ok());
+  const absl::Status computed = stream_->Synchronize();
+  CHECK(computed.ok()) << std::string(computed.message());
   groups_.tp_of_host().AllGather(*stream_,
                                  ConstTensorView(mine.data(), DType::kF32, {rows * widest}),
                                  TensorView(all.data(), DType::kF32, {rows * widest * parts}));

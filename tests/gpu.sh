@@ -55,6 +55,10 @@ run_models() {
   local ranks
   for ranks in 1 2 4; do step "golden_np$ranks" 90 mpirun -np $ranks "$here/bin/golden_test"; done
   unset TRIREME_TEST_DEVICE
+  # Whole prompts with cuBLASLt's matmuls.
+  step golden_cublaslt 90 env TRIREME_TEST_MATMUL=cublaslt TRIREME_TEST_DEVICE=cuda "$here/bin/golden_test" --gtest_filter='*LogitsInBf16*'
+  step story_cublaslt 60 "$here/bin/trireme" generate "$here/models/stories260K" --device cuda --matmul cublaslt --dtype bf16 \
+    --prompt "Once upon a time" --max-tokens 60
   step story_tp2_pp2 60 mpirun -np 4 "$here/bin/trireme" generate "$here/models/stories260K" --tp 2 --pp 2 --device cuda \
     --allow-shared-gpu --prompt "Once upon a time" --max-tokens 200
 }
@@ -116,6 +120,12 @@ run_bench() {
   step latency_1b_eager 60 "$here/bin/trireme" bench latency "$model" --device cuda --no-graphs --save "$results/llama-3.2-1b-latency-eager.json"
   step latency_1b_dependent 60 "$here/bin/trireme" bench latency "$model" --device cuda --dependent-launches --save "$results/llama-3.2-1b-latency-dependent-launches.json"
   step throughput_1b 60 "$here/bin/trireme" bench throughput "$model" --device cuda --save "$results/llama-3.2-1b-throughput.json"
+  # The same with a prompt that is nearly all of the work.
+  local matmul
+  for matmul in own cublaslt; do
+    step "prefill_1b_$matmul" 60 "$here/bin/trireme" bench latency "$model" --device cuda --matmul $matmul --input-len 8000 --output-len 2 \
+      --max-num-batched-tokens 4096 --save "$results/llama-3.2-1b-prefill-$matmul.json"
+  done
   rm -rf "$model"
 }
 

@@ -1,6 +1,7 @@
 #include "tests/testing.h"
 
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -47,11 +48,18 @@ double RandomValue(uint64_t seed, uint64_t i) {
 
 TestDevice::TestDevice(const DeviceCase& device_case) {
 #if defined(TRIREME_HOST_CUDA)
-  if (device_case.host_cuda) device_ = NewHostCudaDevice();
+  if (device_case.host_cuda && device_case.cublas_lt) {
+    auto device = NewHostCudaDeviceWithCublasLt();
+    CHECK(device.ok()) << device.status().ToString();
+    device_ = std::move(device).value();
+  } else if (device_case.host_cuda) {
+    device_ = NewHostCudaDevice();
+  }
 #endif
   if (device_ == nullptr) {
     auto device = OpenDevice({.name = device_case.cuda ? "cuda" : "cpu",
                               .threads = device_case.threads,
+                              .cublas_lt = device_case.cublas_lt,
                               .host_readable = device_case.cuda});
     CHECK(device.ok()) << device.status().ToString();
     device_ = std::move(device).value();
@@ -95,6 +103,24 @@ std::vector<KernelCase> KernelCases() {
   std::vector<KernelCase> cases;
   for (const DeviceCase& device : DeviceCases()) {
     for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) cases.push_back({device, dtype});
+  }
+  return cases;
+}
+
+std::vector<KernelCase> MatMulCases() {
+  std::vector<KernelCase> cases = KernelCases();
+  for (DeviceCase device : DeviceCases()) {
+    if (!device.gpu()) continue;
+    device.cublas_lt = true;
+    device.name += "_cublaslt";
+    if (device.cuda) {
+      const auto opened = OpenDevice({.name = "cuda", .cublas_lt = true});
+      if (!opened.ok()) {
+        std::printf("SKIPPED: matmuls by cuBLASLt: %s\n", opened.status().ToString().c_str());
+        continue;
+      }
+    }
+    for (DType dtype : {DType::kBF16, DType::kF16}) cases.push_back({device, dtype});
   }
   return cases;
 }
@@ -164,6 +190,22 @@ std::string ModelTestDevice() {
 std::string ModelTestCollectives() {
   const char* name = std::getenv("TRIREME_TEST_COLLECTIVES");
   return name == nullptr ? "auto" : name;
+}
+
+bool ModelTestCublasLt() {
+  const char* name = std::getenv("TRIREME_TEST_MATMUL");
+  return name != nullptr && std::string(name) == "cublaslt";
+}
+
+absl::StatusOr<std::unique_ptr<Device>> OpenModelTestDevice(DeviceOptions options) {
+  options.cublas_lt = ModelTestCublasLt();
+#if defined(TRIREME_HOST_CUDA)
+  if (options.name == "host_cuda") {
+    return options.cublas_lt ? NewHostCudaDeviceWithCublasLt()
+                             : absl::StatusOr<std::unique_ptr<Device>>(NewHostCudaDevice());
+  }
+#endif
+  return OpenDevice(options);
 }
 
 std::string GoldenModel(const std::string& name) {

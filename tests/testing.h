@@ -25,7 +25,8 @@ struct DeviceCase {
   int isa = 0;
   std::string name;
   bool host_cuda = false;
-  bool cuda = false;  // the GPU itself, where there is one
+  bool cuda = false;       // the GPU itself, where there is one
+  bool cublas_lt = false;  // with matmuls by cuBLASLt, or in the emulator by its double
   bool gpu() const { return host_cuda || cuda; }
 };
 // All instruction sets of this processor with two threads, the best one with one, the emulator
@@ -60,6 +61,8 @@ struct KernelCase {
   DType dtype = DType::kF32;
 };
 std::vector<KernelCase> KernelCases();
+// For the matmuls: these, and those of GPUs in two-byte types once more with cuBLASLt.
+std::vector<KernelCase> MatMulCases();
 std::string CaseName(const ::testing::TestParamInfo<KernelCase>& info);
 class KernelTest : public ::testing::TestWithParam<KernelCase> {
  protected:
@@ -90,6 +93,11 @@ void ExpectSameBits(ConstTensorView actual, ConstTensorView expected);
 // TRIREME_TEST_COLLECTIVES say (tests/gpu.sh sets them), else "cpu" and "auto".
 std::string ModelTestDevice();
 std::string ModelTestCollectives();
+
+// Opens it; also "host_cuda", the emulator. With TRIREME_TEST_MATMUL=cublaslt (ModelTestCublasLt)
+// either GPU leaves matmuls of many rows to cuBLASLt, or to its double.
+absl::StatusOr<std::unique_ptr<Device>> OpenModelTestDevice(DeviceOptions options);
+bool ModelTestCublasLt();
 
 // Directory of a golden model: models beside the program's folder (a bundle), examples/models,
 // tests/golden, or shared/models beside the repository. Fails the test when it is nowhere.

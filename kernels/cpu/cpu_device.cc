@@ -84,6 +84,7 @@ constexpr OpTable kOps = {
     .add = Add,
     .matmul = MatMul,
     .matmul_swiglu = MatMulSwiGlu,
+    .reserve_matmul = nullptr,
     .rope_and_store_kv = RopeAndStoreKv,
     .paged_attention = PagedAttention,
     .attention_workspace_bytes = nullptr,

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <functional>
 
-#include "kernels/cuda/cublas_lt.h"
+#include "kernels/cuda/cublas_lt_plans.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/read_bandwidth.h"
 #include "kernels/status.h"
@@ -28,15 +28,30 @@ absl::StatusOr<double> BestSeconds(Stream& stream, int repeat,
   return best;
 }
 
-absl::StatusOr<double> MatMulFlops(Stream& stream, CublasLt& cublas, DType dtype, int64_t n) {
+// Of square matrices; f32 as IEEE fp32.
+absl::StatusOr<double> MatMulFlops(Stream& stream, CublasLtPlans& plans, DType dtype, int64_t n,
+                                   void* workspace) {
   Tensor x, w, y;
   for (Tensor* tensor : {&x, &w, &y}) {
     ASSIGN_OR_RETURN(*tensor, Tensor::Create(stream.device(), dtype, {n, n}));
   }
-  ASSIGN_OR_RETURN(const double seconds, BestSeconds(stream, 10, [&] {
-                     return cublas.MatMul(NativeHandle(stream), dtype, x.view().data, w.view().data,
-                                          y.view().data, n, n, n);
-                   }));
+  const CublasLtShape shape{.in = dtype,
+                            .out = dtype,
+                            .rows = n,
+                            .n = n,
+                            .k = n,
+                            .x_stride = n,
+                            .y_stride = n,
+                            .y_alignment = kPlanAlignment};
+  const auto multiply = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(
+        const bool done,
+        plans.MatMul(NativeHandle(stream), shape,
+                     {.x = x.view().data, .w = w.view().data, .y = y.view().data}, workspace));
+    if (done) return absl::OkStatus();
+    return absl::UnimplementedError("cuBLASLt has no algorithm for a ceiling");
+  };
+  ASSIGN_OR_RETURN(const double seconds, BestSeconds(stream, 10, multiply));
   const double size = static_cast<double>(n);
   return 2.0 * size * size * size / seconds;
 }
@@ -53,10 +68,17 @@ absl::StatusOr<Ceilings> Measure(Stream& stream) {
                      return absl::OkStatus();
                    }));
   ceilings.read_bytes_per_s = static_cast<double>(kBytes) / seconds;
-  ASSIGN_OR_RETURN(CublasLt* const cublas, CublasLt::Open());
-  ASSIGN_OR_RETURN(ceilings.matmul_flops_bf16, MatMulFlops(stream, *cublas, DType::kBF16, 8192));
-  ASSIGN_OR_RETURN(ceilings.matmul_flops_f16, MatMulFlops(stream, *cublas, DType::kF16, 8192));
-  ASSIGN_OR_RETURN(ceilings.matmul_flops_f32, MatMulFlops(stream, *cublas, DType::kF32, 4096));
+  ASSIGN_OR_RETURN(const std::unique_ptr<CublasLt> cublas, CublasLt::Open());
+  CublasLtPlans plans(*cublas);
+  ASSIGN_OR_RETURN(const Tensor workspace,
+                   Tensor::Create(stream.device(), DType::kU8, {CublasLtPlans::kWorkspaceBytes}));
+  void* const scratch = workspace.view().data;
+  const auto flops = [&](DType dtype, int64_t n) {
+    return MatMulFlops(stream, plans, dtype, n, scratch);
+  };
+  ASSIGN_OR_RETURN(ceilings.matmul_flops_bf16, flops(DType::kBF16, 8192));
+  ASSIGN_OR_RETURN(ceilings.matmul_flops_f16, flops(DType::kF16, 8192));
+  ASSIGN_OR_RETURN(ceilings.matmul_flops_f32, flops(DType::kF32, 4096));
   return ceilings;
 }
 

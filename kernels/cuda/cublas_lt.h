@@ -1,42 +1,55 @@
-// cuBLASLt, found when first asked for: loading it costs a process 85 ms and 220 MB. Here it is the
-// ceiling that matmuls are compared with.
+// cuBLASLt, found when first asked for: loading it costs a process 85 ms and 220 MB. The ceiling
+// that matmuls are compared with, and on request what computes them (matmul_library.h).
 #pragma once
 
 #include <cublasLt.h>
 
+#include <memory>
+#include <string>
+
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "kernels/dtype.h"
 
 namespace trireme::cuda {
 
 class CublasLt {
  public:
-  // The process's. Unavailable when the library is missing.
-  static absl::StatusOr<CublasLt*> Open();
+  // Opens the library `file`, where dlopen finds it, for the GPU that is the thread's current one.
+  // Unavailable says which library is missing or too old and what to do.
+  static absl::StatusOr<std::unique_ptr<CublasLt>> Open(const std::string& file = DefaultFile());
+  // libcublasLt.so of the major version that this was compiled with.
+  static std::string DefaultFile();
+  ~CublasLt();
+  CublasLt(const CublasLt&) = delete;
+  CublasLt& operator=(const CublasLt&) = delete;
 
-  // y [rows, n] = x [rows, k] w^T, all contiguous and of `dtype` (f32 as IEEE fp32), with the
-  // algorithm that the heuristics put first. Enqueues.
-  absl::Status MatMul(cudaStream_t stream, DType dtype, const void* x, const void* w, void* y,
-                      int64_t rows, int64_t n, int64_t k);
+  // The library's own functions.
+  struct Functions {
+    decltype(&cublasLtCreate) create;
+    decltype(&cublasLtDestroy) destroy;
+    decltype(&cublasLtGetStatusName) status_name;
+    decltype(&cublasLtMatmulDescCreate) desc_create;
+    decltype(&cublasLtMatmulDescDestroy) desc_destroy;
+    decltype(&cublasLtMatmulDescSetAttribute) desc_set;
+    decltype(&cublasLtMatrixLayoutCreate) layout_create;
+    decltype(&cublasLtMatrixLayoutDestroy) layout_destroy;
+    decltype(&cublasLtMatmulPreferenceCreate) preference_create;
+    decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy;
+    decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set;
+    decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic;
+    decltype(&cublasLtMatmul) matmul;
+  };
+  const Functions& functions() const { return functions_; }
+  cublasLtHandle_t handle() const { return handle_; }
+  // Internal names the call and the library's own name of the status.
+  absl::Status StatusOf(cublasStatus_t status, const char* call) const;
 
  private:
   CublasLt() = default;
-  absl::Status Load();
+  absl::Status Load(const std::string& file);
 
+  Functions functions_{};
   cublasLtHandle_t handle_ = nullptr;
-  void* workspace_ = nullptr;
-  decltype(&cublasLtCreate) create_;
-  decltype(&cublasLtMatmulDescCreate) desc_create_;
-  decltype(&cublasLtMatmulDescDestroy) desc_destroy_;
-  decltype(&cublasLtMatmulDescSetAttribute) desc_set_;
-  decltype(&cublasLtMatrixLayoutCreate) layout_create_;
-  decltype(&cublasLtMatrixLayoutDestroy) layout_destroy_;
-  decltype(&cublasLtMatmulPreferenceCreate) preference_create_;
-  decltype(&cublasLtMatmulPreferenceDestroy) preference_destroy_;
-  decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set_;
-  decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic_;
-  decltype(&cublasLtMatmul) matmul_;
 };
 
 }  // namespace trireme::cuda

@@ -2,6 +2,8 @@
 // kernels/cuda and to the emulator's device in tests/host_cuda.
 #pragma once
 
+#include <vector>
+
 #include "kernels/cuda/gpu.h"
 #include "kernels/device.h"
 #include "kernels/op_table.h"
@@ -38,6 +40,8 @@ void SummarizeLogits(Stream&, ConstTensorView logits, ConstTensorView inverse_te
 void DrawTokens(Stream&, ConstTensorView logits, ConstTensorView seeds, ConstTensorView limits,
                 ConstTensorView largest, int64_t first_id, TensorView keys, TensorView scores,
                 TensorView columns);
+absl::StatusOr<int64_t> ReserveMatMul(Stream&, int64_t rows,
+                                      const std::vector<const LinearWeight*>& weights);
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream&, int64_t n, int64_t k,
                                                              DType dtype, const RowSource& source,
                                                              LinearUse use);

@@ -2,8 +2,11 @@
 
 #include <cuda_runtime.h>
 
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/status.h"
 
@@ -16,8 +19,9 @@ std::string CudaVersion(int version) {  // 13000 is 13.0
 
 class CudaDevice final : public Device {
  public:
-  CudaDevice(int index, bool host_readable, const cudaDeviceProp& properties)
-      : index_(index), host_readable_(host_readable) {
+  CudaDevice(int index, bool host_readable, const cudaDeviceProp& properties,
+             std::unique_ptr<CublasLt> cublas)
+      : index_(index), host_readable_(host_readable), cublas_(std::move(cublas)) {
     spec_.name = absl::StrCat("cuda:", index, " ", properties.name);
     spec_.host_memory = false;
     spec_.identity = absl::StrFormat("GPU %04x:%02x:%02x", properties.pciDomainID,
@@ -52,18 +56,27 @@ class CudaDevice final : public Device {
     RETURN_IF_ERROR(StatusOf(cudaSetDevice(index_), spec_.name));
     RETURN_IF_ERROR(
         StatusOf(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking), spec_.name));
-    return std::make_unique<CudaStream>(this, index_, host_readable_, handle);
+    return std::make_unique<CudaStream>(this, index_, host_readable_, handle, cublas_.get());
   }
 
  private:
   const int index_;
   const bool host_readable_;
+  const std::unique_ptr<CublasLt> cublas_;  // or null
 };
 
 // The kernels are compiled for these chips and run on later ones of the same major version.
 bool Supported(const cudaDeviceProp& properties) {
   return properties.major == 8 || (properties.major == 9 && properties.minor == 0) ||
          (properties.major == 10 && properties.minor == 0);
+}
+
+absl::StatusOr<std::unique_ptr<CublasLt>> OpenCublasLt(int index) {
+  RETURN_IF_ERROR(StatusOf(cudaSetDevice(index), "--matmul cublaslt"));
+  absl::StatusOr<std::unique_ptr<CublasLt>> library = CublasLt::Open();
+  if (library.ok()) return library;
+  return absl::Status(library.status().code(),
+                      absl::StrCat("--matmul cublaslt: ", std::string(library.status().message())));
 }
 
 }  // namespace
@@ -112,7 +125,11 @@ absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(const DeviceOptions& opti
         properties.minor, "; this build supports 8.x, 9.0 and 10.0"));
   }
   gpu::DependentLaunches() = options.dependent_launches && properties.major >= 9;
-  return std::make_unique<CudaDevice>(index, options.host_readable, properties);
+  std::unique_ptr<CublasLt> cublas;
+  if (options.cublas_lt) {
+    ASSIGN_OR_RETURN(cublas, OpenCublasLt(index));
+  }
+  return std::make_unique<CudaDevice>(index, options.host_readable, properties, std::move(cublas));
 }
 
 }  // namespace trireme::cuda

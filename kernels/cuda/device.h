@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/matmul_library.h"
 #include "kernels/device.h"
 
 namespace trireme::cuda {
@@ -23,7 +24,9 @@ absl::Status StatusOf(cudaError_t error, const std::string& what);
 
 class CudaStream final : public Stream {
  public:
-  CudaStream(Device* device, int device_index, bool waits_for_copies, cudaStream_t handle);
+  // `cublas` may be null.
+  CudaStream(Device* device, int device_index, bool waits_for_copies, cudaStream_t handle,
+             const CublasLt* cublas);
   ~CudaStream() override;
   void Copy(void* dst, const void* src, size_t bytes) override;
   // Polls, so that what a watch reports ends the wait for work that will never be done.
@@ -34,6 +37,7 @@ class CudaStream final : public Stream {
   // with.
   cudaStream_t handle() const;
   int device_index() const { return device_index_; }
+  MatMulLibrary* library() const { return library_.get(); }
   // Asked now and then while Synchronize waits; not OK = the stream's work is lost. `owner` ends
   // it.
   void Watch(const void* owner, std::function<absl::Status()> healthy);
@@ -41,6 +45,7 @@ class CudaStream final : public Stream {
 
  private:
   absl::Status WatchesHealthy() const;
+  absl::Status Wait();
 
   struct WatchEntry {
     const void* owner;
@@ -51,6 +56,7 @@ class CudaStream final : public Stream {
   cudaStream_t handle_;
   cudaError_t error_ = cudaSuccess;  // of a copy
   std::vector<WatchEntry> watches_;
+  const std::unique_ptr<MatMulLibrary> library_;  // or null
 };
 
 }  // namespace trireme::cuda

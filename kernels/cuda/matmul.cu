@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/matmul_launch.h"
+#include "kernels/cuda/matmul_library.h"
 #include "kernels/cuda/matmul_select.h"
 #include "kernels/status.h"
 
@@ -59,6 +60,24 @@ __global__ void __launch_bounds__(256) MatMulPlain(MatMulArguments<T, Y> a, bool
   }
 }
 
+MatMulDesc DescOf(Stream& stream, ConstTensorView x, const CudaLinear& w, ConstTensorView bias,
+                  TensorView y) {
+  MatMulDesc desc{.dtype = x.dtype,
+                  .rows = x.dim(0),
+                  .n = w.n,
+                  .permuted = w.permuted,
+                  .vectorizable = Vectorizable(x)};
+  if (const MatMulLibrary* const library = LibraryOf(stream); library != nullptr) {
+    const bool gated = w.use == LinearUse::kMatMulSwiGlu;  // cuBLASLt writes gate and up
+    const int64_t gate_up_bytes = w.n * static_cast<int64_t>(SizeOf(x.dtype));
+    desc.library = library->RowsWithRoom(LibraryRowBytes(w)) > kFewRowsLimit;
+    desc.result_aligned = gated ? gate_up_bytes % 16 == 0 : Vectorizable(y);
+    desc.bias_fits =
+        !bias || (y.dtype == bias.dtype && reinterpret_cast<uintptr_t>(bias.data) % 16 == 0);
+  }
+  return desc;
+}
+
 // What MatMul and MatMulSwiGlu share: the choice of a kernel and its launch.
 template <Epilogue kEpilogue, typename T, typename Y>
 void LaunchMatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
@@ -66,11 +85,12 @@ void LaunchMatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, Cons
   if (x.dim(0) == 0) return;
   const auto& weight = static_cast<const CudaLinear&>(w);
   const gpu::StreamHandle handle = NativeHandle(stream);
-  const MatMulKernel kernel = SelectMatMul({.dtype = x.dtype,
-                                            .rows = x.dim(0),
-                                            .n = w.n,
-                                            .permuted = weight.permuted,
-                                            .vectorizable = Vectorizable(x)});
+  MatMulDesc desc = DescOf(stream, x, weight, bias, y);
+  if (SelectMatMul(desc) == MatMulKernel::kLibrary) {
+    if (LibraryOf(stream)->MatMul(stream, x, w, bias, y)) return;
+    desc.library = false;  // it has no algorithm for this one
+  }
+  const MatMulKernel kernel = SelectMatMul(desc);
   const MatMulArguments<T, Y> a{.x = static_cast<const T*>(x.data),
                                 .w = static_cast<const T*>(weight.buffer.data()),
                                 .bias = static_cast<const T*>(bias.data),

@@ -26,6 +26,7 @@ const OpTable kOps = {
     .add = Add,
     .matmul = MatMul,
     .matmul_swiglu = MatMulSwiGlu,
+    .reserve_matmul = ReserveMatMul,
     .rope_and_store_kv = RopeAndStoreKv,
     .paged_attention = PagedAttention,
     .attention_workspace_bytes = AttentionWorkspaceBytes,

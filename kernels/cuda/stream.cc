@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
+#include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.h"
 #include "kernels/status.h"
@@ -39,12 +40,15 @@ absl::Status StatusOf(cudaError_t error, const std::string& what) {
 }
 
 gpu::StreamHandle NativeHandle(Stream& stream) { return static_cast<CudaStream&>(stream).handle(); }
+MatMulLibrary* LibraryOf(Stream& stream) { return static_cast<CudaStream&>(stream).library(); }
 
-CudaStream::CudaStream(Device* device, int device_index, bool waits_for_copies, cudaStream_t handle)
+CudaStream::CudaStream(Device* device, int device_index, bool waits_for_copies, cudaStream_t handle,
+                       const CublasLt* cublas)
     : Stream(device, &kOps),
       device_index_(device_index),
       waits_for_copies_(waits_for_copies),
-      handle_(handle) {}
+      handle_(handle),
+      library_(cublas != nullptr ? std::make_unique<MatMulLibrary>(*cublas) : nullptr) {}
 
 CudaStream::~CudaStream() { cudaStreamDestroy(handle_); }
 
@@ -71,6 +75,11 @@ absl::Status CudaStream::WatchesHealthy() const {
 }
 
 absl::Status CudaStream::Synchronize() {
+  const absl::Status waited = Wait();
+  return library_ != nullptr && !library_->error().ok() ? library_->error() : waited;
+}
+
+absl::Status CudaStream::Wait() {
   using Clock = std::chrono::steady_clock;
   cudaError_t error = error_;
   if (watches_.empty()) {
@@ -103,10 +112,16 @@ absl::StatusOr<std::unique_ptr<Graph>> CudaStream::Capture(const std::function<v
   // What a copy in `work` was refused is this capture's error, not that of the stream's next wait.
   if (const cudaError_t of_copy = std::exchange(error_, cudaSuccess); of_copy != cudaSuccess)
     error = of_copy;
-  if (error == cudaSuccess) error = cudaGraphInstantiate(&executable, graph, 0);
+  const absl::Status of_library =
+      library_ != nullptr ? library_->TakeError() : absl::OkStatus();  // likewise
+  if (error == cudaSuccess && of_library.ok()) error = cudaGraphInstantiate(&executable, graph, 0);
   if (graph != nullptr) cudaGraphDestroy(graph);
-  if (error == cudaSuccess) error = cudaGraphUpload(executable, handle_);
+  if (executable != nullptr) error = cudaGraphUpload(executable, handle_);
   absl::Status status = error == cudaSuccess ? Synchronize() : StatusOf(error, what);
+  if (!of_library.ok()) {
+    status = absl::Status(of_library.code(),
+                          absl::StrCat(what, ": ", std::string(of_library.message())));
+  }
   if (error == cudaErrorMemoryAllocation) {
     status = absl::ResourceExhaustedError(absl::StrCat(
         what, ": no memory is left for it: lower --kv-cache-memory or --max-num-seqs"));

@@ -2,7 +2,7 @@
 // heads of 64, vocabulary 128256, bf16): GB/s and GFLOP/s by the costs of ops.h, and % of what the
 // same run measured the machine to be able to.
 // --device cpu|cuda and --threads N before Google Benchmark's own flags; default: the CPU with all
-// cores. With oneDNN at hand, its matmul too, for contest.
+// cores. With oneDNN at hand, its matmul too, for contest; on a GPU cuBLASLt's, with its copy of x.
 #include "tests/bench/op_bench.h"
 
 #include <benchmark/benchmark.h>
@@ -70,7 +70,16 @@ int64_t Copies(int64_t rows, int64_t weight_bytes) {
                                              : std::max<int64_t>(1, kBeyondCaches / weight_bytes);
 }
 
-void MatMulBench(benchmark::State& state, DType dtype, int64_t n, int64_t k) {
+// Who computes a matmul: the backend's kernels, or cuBLASLt with the same weights.
+enum class By : uint8_t { kOwn, kCublasLt };
+
+Stream& StreamOf(By by, const std::vector<std::unique_ptr<LinearWeight>>& weights, int64_t rows) {
+  if (by == By::kOwn) return *bench->stream;
+  Ok(ReserveMatMul(*bench->cublas_lt, rows, {weights[0].get()}));
+  return *bench->cublas_lt;
+}
+
+void MatMulBench(benchmark::State& state, DType dtype, int64_t n, int64_t k, By by) {
   const int64_t rows = state.range(0),
                 copies = Copies(rows, n * k * static_cast<int64_t>(SizeOf(dtype)));
   const Tensor x = Filled(dtype, {rows, k});
@@ -81,14 +90,15 @@ void MatMulBench(benchmark::State& state, DType dtype, int64_t n, int64_t k) {
     weights.push_back(
         Ok(PackLinear(*bench->stream, ConstTensorView(weight.data(), dtype, {n, k}), dtype)));
   }
+  Stream& stream = StreamOf(by, weights, rows);
   int64_t next = 0;
-  Measure(state,
-          [&] { MatMul(*bench->stream, x.view(), *weights[next++ % copies], {}, y.view()); });
+  Measure(state, stream,
+          [&] { MatMul(stream, x.view(), *weights[next++ % copies], {}, y.view()); });
   Report(state, MatMulCost(rows, n, k, dtype, dtype), dtype);
 }
 
 // Gate and up of [2 I, K] with SwiGLU; unfused, the two ops that it replaces.
-void SwiGluBench(benchmark::State& state, DType dtype, bool fused) {
+void SwiGluBench(benchmark::State& state, DType dtype, bool fused, By by) {
   constexpr int64_t kIntermediate = 8192, kK = 2048;
   const int64_t rows = state.range(0),
                 copies = Copies(rows, 2 * kIntermediate * kK * static_cast<int64_t>(SizeOf(dtype)));
@@ -102,12 +112,13 @@ void SwiGluBench(benchmark::State& state, DType dtype, bool fused) {
                                     ConstTensorView(weight.data(), dtype, {2 * kIntermediate, kK}),
                                     dtype, fused ? LinearUse::kMatMulSwiGlu : LinearUse::kMatMul)));
   }
+  Stream& stream = StreamOf(by, weights, rows);
   int64_t next = 0;
-  Measure(state, [&] {
+  Measure(state, stream, [&] {
     const LinearWeight& w = *weights[next++ % copies];
-    if (fused) return MatMulSwiGlu(*bench->stream, x.view(), w, {}, y.view());
-    MatMul(*bench->stream, x.view(), w, {}, gate_up.view());
-    SiluAndMul(*bench->stream, gate_up.view(), y.view());
+    if (fused) return MatMulSwiGlu(stream, x.view(), w, {}, y.view());
+    MatMul(stream, x.view(), w, {}, gate_up.view());
+    SiluAndMul(stream, gate_up.view(), y.view());
   });
   Report(state, MatMulSwiGluCost(rows, kIntermediate, kK, dtype, dtype), dtype);
 }
@@ -279,12 +290,19 @@ void RegisterMatMuls() {
       if (dtype == DType::kF16 && std::string(layer.name) != "qkv") continue;
       const std::string name = std::string(layer.name) + "/" + Name(dtype);
       std::vector<int64_t> rows = {1, 4, 16, 64, 512};
+      if (!bench->device->spec().host_memory) rows.push_back(4096);  // a prompt's
       if (layer.n > 100000 || layer.n < 100) rows = {1};
       for (int64_t r : rows) {
         benchmark::RegisterBenchmark(("matmul/" + name).c_str(), MatMulBench, dtype, layer.n,
-                                     layer.k)
+                                     layer.k, By::kOwn)
             ->Arg(r)
             ->UseRealTime();
+        if (bench->cublas_lt != nullptr && dtype != DType::kF32 && r >= 64) {
+          benchmark::RegisterBenchmark(("matmul_cublaslt/" + name).c_str(), MatMulBench, dtype,
+                                       layer.n, layer.k, By::kCublasLt)
+              ->Arg(r)
+              ->UseRealTime();
+        }
 #if defined(TRIREME_BENCH_ONEDNN)
         if (dtype == DType::kF16) continue;
         benchmark::RegisterBenchmark(("onednn/" + name).c_str(), OneDnnBench, dtype, layer.n,
@@ -301,12 +319,18 @@ void RegisterSwiGlu() {
   for (const DType dtype : {DType::kBF16, DType::kF32}) {
     for (const bool fused : {true, false}) {
       const std::string name = fused ? "matmul_swiglu/" : "matmul_swiglu_unfused/";
-      benchmark::RegisterBenchmark((name + Name(dtype)).c_str(), SwiGluBench, dtype, fused)
+      benchmark::RegisterBenchmark((name + Name(dtype)).c_str(), SwiGluBench, dtype, fused,
+                                   By::kOwn)
           ->Arg(1)
           ->Arg(16)
           ->Arg(512)
           ->UseRealTime();
     }
+    if (bench->cublas_lt == nullptr || dtype == DType::kF32) continue;
+    const std::string name = std::string("matmul_swiglu_cublaslt/") + Name(dtype);
+    benchmark::RegisterBenchmark(name.c_str(), SwiGluBench, dtype, /*fused=*/true, By::kCublasLt)
+        ->Arg(512)
+        ->UseRealTime();
   }
 }
 
@@ -356,8 +380,10 @@ int Main(int argc, char** argv) {
     argv += 2;
   }
   Bench state;
+  options.cublas_lt = options.name == "cuda";  // the ceiling of matmuls is its, too
   state.device = Ok(OpenDevice(options));
   state.stream = Ok(state.device->NewStream());
+  if (options.cublas_lt) state.cublas_lt = Ok(state.device->NewStream());
   state.ceilings = Ok(MeasureCeilings(*state.stream));
   bench = &state;
   const DeviceSpec& spec = state.device->spec();

@@ -21,6 +21,7 @@ namespace trireme {
 struct Bench {
   std::unique_ptr<Device> device;
   std::unique_ptr<Stream> stream;
+  std::unique_ptr<Stream> cublas_lt;  // with room for its matmuls; null where there is none
   Ceilings ceilings;
 };
 extern Bench* bench;  // set by main before anything is registered
@@ -39,14 +40,18 @@ Tensor Integers(const std::vector<int32_t>& values);
 
 // Runs `op` for the benchmark; a queue is kept filled, and waited for at the end.
 template <typename Op>
-void Measure(benchmark::State& state, Op&& op) {
+void Measure(benchmark::State& state, Stream& stream, Op&& op) {
   constexpr int kBatch = 20;
   op();
-  CHECK(bench->stream->Synchronize().ok());
+  CHECK(stream.Synchronize().ok());
   while (state.KeepRunningBatch(kBatch)) {
     for (int i = 0; i < kBatch; ++i) op();
-    CHECK(bench->stream->Synchronize().ok());
+    CHECK(stream.Synchronize().ok());
   }
+}
+template <typename Op>
+void Measure(benchmark::State& state, Op&& op) {
+  Measure(state, *bench->stream, std::forward<Op>(op));
 }
 
 // Rates by `cost`, and % of the ceilings; `dtype` is what the arithmetic is done in.

@@ -1,5 +1,6 @@
 #include "tests/host_cuda/device.h"
 
+#include <dlfcn.h>
 #include <sys/mman.h>
 
 #include <cstdlib>
@@ -9,8 +10,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
+#include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/matmul_library.h"
 #include "kernels/status.h"
+#include "tests/host_cuda/cublas_lt_double.h"
 
 namespace trireme {
 namespace {
@@ -63,7 +67,10 @@ class HiddenMemory {
 
 class HostCudaStream final : public Stream {
  public:
-  HostCudaStream(Device* device, bool hidden) : Stream(device, &cuda::kOps), hidden_(hidden) {}
+  HostCudaStream(Device* device, bool hidden, const cuda::CublasLt* cublas)
+      : Stream(device, &cuda::kOps),
+        hidden_(hidden),
+        library_(cublas != nullptr ? std::make_unique<cuda::MatMulLibrary>(*cublas) : nullptr) {}
   void Copy(void* dst, const void* src, size_t bytes) override {
     const auto copy = [=, this] {
       if (hidden_) HiddenMemory::Get().Open(true);
@@ -75,7 +82,7 @@ class HostCudaStream final : public Stream {
   }
   absl::Status Synchronize() override {
     CHECK(capturing_ == nullptr) << "a capture cannot wait for the device";
-    return absl::OkStatus();
+    return library_ != nullptr ? library_->error() : absl::OkStatus();
   }
   absl::StatusOr<std::unique_ptr<Graph>> Capture(const std::function<void()>& work) override {
     host_cuda::Recording nodes;
@@ -83,18 +90,22 @@ class HostCudaStream final : public Stream {
     work();
     capturing_ = nullptr;
     if (HostCudaTestHooks().captured) RETURN_IF_ERROR(HostCudaTestHooks().captured());
+    if (library_ != nullptr) RETURN_IF_ERROR(library_->TakeError());
     return std::make_unique<HostCudaGraph>(std::move(nodes));
   }
   host_cuda::Recording* capturing() const { return capturing_; }
+  cuda::MatMulLibrary* library() const { return library_.get(); }
 
  private:
   host_cuda::Recording* capturing_ = nullptr;
   const bool hidden_;
+  const std::unique_ptr<cuda::MatMulLibrary> library_;  // or null
 };
 
 class HostCudaDevice final : public Device {
  public:
-  explicit HostCudaDevice(bool hidden) : hidden_(hidden) {
+  explicit HostCudaDevice(bool hidden, std::unique_ptr<cuda::CublasLt> cublas = nullptr)
+      : hidden_(hidden), cublas_(std::move(cublas)) {
     spec_.name = "host_cuda";
     spec_.multiprocessors = 2;  // so that persistent blocks have several items each
     spec_.host_memory = !hidden;
@@ -124,11 +135,12 @@ class HostCudaDevice final : public Device {
     return Buffer(data, bytes, [](void* memory, size_t) { std::free(memory); });
   }
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
-    return std::make_unique<HostCudaStream>(this, hidden_);
+    return std::make_unique<HostCudaStream>(this, hidden_, cublas_.get());
   }
 
  private:
   const bool hidden_;
+  const std::unique_ptr<cuda::CublasLt> cublas_;  // or null
 };
 
 }  // namespace
@@ -142,10 +154,27 @@ std::unique_ptr<Device> NewHostCudaDevice(bool hidden) {
   return std::make_unique<HostCudaDevice>(hidden);
 }
 
+absl::StatusOr<std::unique_ptr<Device>> NewHostCudaDeviceWithCublasLt(const std::string& file) {
+  ASSIGN_OR_RETURN(std::unique_ptr<cuda::CublasLt> cublas,
+                   cuda::CublasLt::Open(file.empty() ? TRIREME_CUBLAS_LT_DOUBLE : file));
+  return std::make_unique<HostCudaDevice>(/*hidden=*/false, std::move(cublas));
+}
+
+CublasLtDouble& TheCublasLtDouble() {
+  static CublasLtDouble* const found = [] {
+    void* const library = dlopen(TRIREME_CUBLAS_LT_DOUBLE, RTLD_NOW | RTLD_LOCAL);
+    CHECK(library != nullptr) << dlerror();
+    using Function = CublasLtDouble* (*)();
+    return reinterpret_cast<Function>(dlsym(library, "trireme_cublas_lt_double"))();
+  }();
+  return *found;
+}
+
 namespace cuda {
 gpu::StreamHandle NativeHandle(Stream& stream) {
   return static_cast<HostCudaStream&>(stream).capturing();
 }
+MatMulLibrary* LibraryOf(Stream& stream) { return static_cast<HostCudaStream&>(stream).library(); }
 }  // namespace cuda
 
 }  // namespace trireme

@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 
 #include "kernels/device.h"
 
@@ -15,6 +16,10 @@ namespace trireme {
 // `hidden`: outside of copies and kernels the device's memory cannot be touched (the process gets a
 // SIGSEGV), as on a GPU. One such device at a time, used from one thread.
 std::unique_ptr<Device> NewHostCudaDevice(bool hidden = false);
+
+// The same with matmuls of many rows by the library `file`, opened as cuBLASLt is; empty: by the
+// double of cublas_lt_double.h, which computes on the host.
+absl::StatusOr<std::unique_ptr<Device>> NewHostCudaDeviceWithCublasLt(const std::string& file = "");
 
 // For tests: what an allocation of memory or a capture ends with, and who hears of a graph's end.
 // Empty: nothing special.

@@ -19,6 +19,29 @@ TEST(SelectMatMulTest, RowsAndTypeDecide) {
   EXPECT_EQ(SelectMatMul({.rows = 1, .vectorizable = false}), MatMulKernel::kPlain);
 }
 
+TEST(SelectMatMulTest, CublasLtTakesManyRowsWhereItHasRoomAndFits) {
+  const MatMulDesc many{.rows = kFewRowsLimit + 1, .library = true};
+  EXPECT_EQ(SelectMatMul(many), MatMulKernel::kLibrary);
+  for (const int64_t rows : {17, 512, 8192})
+    EXPECT_EQ(SelectMatMul({.rows = rows, .library = true}), MatMulKernel::kLibrary) << rows;
+  for (const int64_t rows : {int64_t{1}, kFewRowsLimit})
+    EXPECT_EQ(SelectMatMul({.rows = rows, .library = true}), MatMulKernel::kStream) << rows;
+  MatMulDesc desc = many;
+  desc.dtype = DType::kF16;
+  desc.vectorizable = false;  // x is copied in any case
+  EXPECT_EQ(SelectMatMul(desc), MatMulKernel::kLibrary);
+  desc = many, desc.library = false;
+  EXPECT_EQ(SelectMatMul(desc), MatMulKernel::kTiles) << "not asked for, or no room";
+  desc = many, desc.dtype = DType::kF32;
+  EXPECT_EQ(SelectMatMul(desc), MatMulKernel::kPlain);
+  desc = many, desc.permuted = false;
+  EXPECT_EQ(SelectMatMul(desc), MatMulKernel::kPlain) << "K is no multiple of 32";
+  desc = many, desc.result_aligned = false;
+  EXPECT_EQ(SelectMatMul(desc), MatMulKernel::kTiles);
+  desc = many, desc.bias_fits = false;
+  EXPECT_EQ(SelectMatMul(desc), MatMulKernel::kTiles);
+}
+
 AttentionChoice Select(int64_t min_q_len, int64_t max_q_len, int64_t decode_q_len = 1,
                        int64_t heads_per_group = 4) {
   return SelectAttention({.heads_per_group = heads_per_group,

@@ -12,6 +12,11 @@
 #include "tests/parallel/world.h"
 #include "tests/runtime/engine_fixture.h"
 #include "tests/runtime/failing_device.h"
+#include "tests/testing.h"
+#if defined(TRIREME_HOST_CUDA)
+#include "tests/host_cuda/cublas_lt_double.h"
+#include "tests/host_cuda/device.h"
+#endif
 
 namespace trireme {
 namespace {
@@ -101,6 +106,33 @@ TEST_F(EngineFailureTest, WhatComesInWhileAStepFailsEndsToo) {
     }
   });
 }
+
+#if defined(TRIREME_HOST_CUDA)
+// It comes where the matmul is enqueued, and waits there for who synchronises.
+TEST(EngineFailureInTheEmulatorTest, AnErrorOfCublasLtEndsTheRequest) {
+  WorkerOptions options;
+  options.dtype = DType::kBF16;
+  options.max_model_len = 64;
+  options.max_num_seqs = 1;
+  options.open_device = [](const DeviceOptions&) { return NewHostCudaDeviceWithCublasLt(); };
+  const auto worker = Worker::Load(World(), {}, GoldenModel("tiny-llama3"), options);
+  ASSERT_TRUE(worker.ok()) << worker.status();
+  const std::unique_ptr<Engine> engine = Engine::Create(**worker, nullptr).value();
+  TheCublasLtDouble().failing = "cublasLtMatmul";
+  TheCublasLtDouble().status = 13;
+  Request request;
+  request.prompt = Tokens(20, 7);  // more than the own kernel's
+  request.max_tokens = 4;
+  TokenOutput last;
+  ASSERT_TRUE(engine->Submit(request, [&](const TokenOutput& output) { last = output; }).ok());
+  const std::string message(engine->Drain().message());
+  TheCublasLtDouble().failing = nullptr;
+  EXPECT_EQ(last.finish, FinishReason::kError);
+  EXPECT_EQ(last.status.message(), message);
+  EXPECT_NE(message.find("cublasLtMatmul: CUBLAS_STATUS_EXECUTION_FAILED"), std::string::npos)
+      << message;
+}
+#endif
 
 }  // namespace
 }  // namespace trireme

@@ -13,6 +13,9 @@
 #include "runtime/engine.h"
 #include "runtime/evaluation.h"
 #include "tests/golden_logits.h"
+#if defined(TRIREME_HOST_CUDA)
+#include "tests/host_cuda/cublas_lt_double.h"
+#endif
 #include "tests/parallel/world.h"
 #include "tests/testing.h"
 
@@ -20,6 +23,7 @@ namespace trireme {
 namespace {
 
 constexpr double kF32Tolerance = 1e-3;
+constexpr int64_t kCublasLtBytes = 32 << 20;  // of workspace, where it is used; others have less
 
 struct GoldenPrompt {
   std::string name;
@@ -59,10 +63,14 @@ class GoldenTest : public ::testing::TestWithParam<const char*> {
                   const std::function<void(Worker&)>& lead) {
     options.device.threads = 1;
     options.device.name = ModelTestDevice();
+    options.open_device = OpenModelTestDevice;
     options.device.allow_shared = options.groups.allow_shared_gpu = true;
     if (ModelTestCollectives() == "nccl") options.groups.collectives = Collectives::kNccl;
     auto worker = Worker::Load(World(), topology, GoldenModel(GetParam()), options);
     ASSERT_TRUE(worker.ok()) << worker.status().message();
+    const bool library =
+        ModelTestCublasLt() && options.dtype != DType::kF32 && ModelTestDevice() != "cpu";
+    EXPECT_EQ((*worker)->measured_ledger()[Owner::kWorkspace] >= kCublasLtBytes, library);
     if (World().rank() == (*worker)->leader()) {
       lead(**worker);
     } else {
@@ -159,6 +167,11 @@ TEST_P(GoldenTest, LogitsInBf16) {
         ExpectLogits(worker, pipeline, golden, 2 * seen, NameOf(topology) + " bf16");
     });
   }
+#if defined(TRIREME_HOST_CUDA)
+  if (ModelTestDevice() == "host_cuda" && ModelTestCublasLt()) {
+    EXPECT_GT(TheCublasLtDouble().matmuls, 0);
+  }
+#endif
 }
 
 // All prompts at once, so that prefills and decodes share micro-batches, with budgets that cut
