@@ -13,6 +13,7 @@
 #include "tests/runtime/engine_fixture.h"
 #include "tests/testing.h"
 #if defined(TRIREME_HOST_CUDA)
+#include "tests/host_cuda/cublas_lt_double.h"
 #include "tests/host_cuda/device.h"
 #endif
 
@@ -133,6 +134,27 @@ TEST_F(EngineGraphsTest, AnErrorOfOneRankInCaptureIsEverybodys) {
                        message.find(") in capture: ") != std::string::npos;
     EXPECT_EQ(named, rank > 0) << message;
   }
+}
+
+// Each is tried against the eager step, bit by bit, when it is captured.
+TEST_F(EngineGraphsTest, StepsWithMatmulsByCublasLtAreCapturedToo) {
+  const Topology topology{.pp_size = World().size()};
+  if (!Fits(topology)) return;
+  WorkerOptions options = OptionsOf(/*graphs=*/true);
+  options.dtype = DType::kBF16;
+  options.max_num_seqs = options.max_num_batched_tokens = 18;  // two more than the own kernels'
+  options.open_device = [](const DeviceOptions&) { return NewHostCudaDeviceWithCublasLt(); };
+  const int matmuls = TheCublasLtDouble().matmuls;
+  const auto worker = Worker::Load(World(), topology, GoldenModel(kModel), options);
+  ASSERT_TRUE(worker.ok()) << worker.status().message();
+  const GraphStats& stats = (*worker)->graph_stats();
+  EXPECT_GT(stats.graphs, 0);
+  for (const int64_t refused : stats.refused) EXPECT_EQ(refused, 0);
+  EXPECT_GT(TheCublasLtDouble().matmuls, matmuls);
+  const Ledger held = (*worker)->measured_ledger();
+  EXPECT_GT(held[Owner::kWorkspace], 0);
+  EXPECT_EQ(held[Owner::kUnaccounted], 0);
+  World().Barrier();
 }
 
 TEST_F(EngineGraphsTest, TokensAreThoseWithoutGraphsInEveryLayout) {
