@@ -70,7 +70,7 @@ MatMulDesc DescOf(Stream& stream, ConstTensorView x, const CudaLinear& w, ConstT
   if (const MatMulLibrary* const library = LibraryOf(stream); library != nullptr) {
     const bool gated = w.use == LinearUse::kMatMulSwiGlu;  // cuBLASLt writes gate and up
     const int64_t gate_up_bytes = w.n * static_cast<int64_t>(SizeOf(x.dtype));
-    desc.library = library->RowsWithRoom(LibraryRowBytes(w)) > kFewRowsLimit;
+    desc.library = w.dtype == x.dtype && library->RowsWithRoom(LibraryRowBytes(w)) > kFewRowsLimit;
     desc.result_aligned = gated ? gate_up_bytes % 16 == 0 : Vectorizable(y);
     desc.bias_fits =
         !bias || (y.dtype == bias.dtype && reinterpret_cast<uintptr_t>(bias.data) % 16 == 0);

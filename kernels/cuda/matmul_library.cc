@@ -111,7 +111,7 @@ absl::StatusOr<int64_t> ReserveMatMul(Stream& stream, int64_t rows,
   if (library == nullptr || rows <= kFewRowsLimit) return 0;
   int64_t row_bytes = 0;
   for (const LinearWeight* weight : weights) {
-    if (static_cast<const CudaLinear*>(weight)->permuted)
+    if (static_cast<const CudaLinear*>(weight)->permuted && SizeOf(weight->dtype) == 2)
       row_bytes = std::max(row_bytes, LibraryRowBytes(*weight));
   }
   if (row_bytes == 0) return 0;
