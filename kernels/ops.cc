@@ -44,7 +44,8 @@ void CheckUse(const LinearWeight& w, LinearUse use) {
 // What both matmuls ask of their inputs.
 void CheckLinear(const ConstTensorView& x, const LinearWeight& w, const ConstTensorView& bias) {
   CheckMatrix(x, "x");
-  CHECK(x.dtype == w.dtype) << "x is " << Name(x.dtype) << ", the weight " << Name(w.dtype);
+  CHECK(x.dtype == w.dtype || w.dtype == DType::kE4M3)
+      << "x is " << Name(x.dtype) << ", the weight " << Name(w.dtype);
   CHECK_EQ(x.dim(1), w.k) << "x has another K than the weight";
   if (bias) CheckVector(bias, w.n, x.dtype, "bias");
 }
@@ -193,11 +194,13 @@ void GatherRows(Stream& stream, ConstTensorView x, ConstTensorView indices, Tens
 
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream& stream, int64_t n, int64_t k,
                                                              DType dtype, const RowSource& source,
-                                                             LinearUse use) {
+                                                             LinearUse use,
+                                                             const float* row_maxima) {
   CHECK(n > 0 && k > 0) << "weight is [" << n << ", " << k << "]";
-  CHECK(IsFloat(dtype)) << "weights cannot be packed to " << Name(dtype);
+  CHECK(IsFloat(dtype) || dtype == DType::kE4M3) << "weights cannot be packed to " << Name(dtype);
+  CHECK(row_maxima == nullptr || dtype == DType::kE4M3) << "maxima of rows are for e4m3";
   CHECK(use == LinearUse::kMatMul || n % 2 == 0) << "gate and up have " << n << " rows together";
-  return stream.ops().pack_linear(stream, n, k, dtype, source, use);
+  return stream.ops().pack_linear(stream, n, k, dtype, source, use, row_maxima);
 }
 
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTensorView weight,
@@ -218,6 +221,10 @@ absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTe
 namespace {
 OpCost Cost(double flops, double bytes) { return {flops, bytes}; }
 double Bytes(DType dtype) { return static_cast<double>(SizeOf(dtype)); }
+// A matrix of a linear layer, with the scales of its rows where it has them.
+double WeightBytes(int64_t n, int64_t k, DType dtype) {
+  return 1.0 * n * k * Bytes(dtype) + (dtype == DType::kE4M3 ? sizeof(float) * n : 0.0);
+}
 }  // namespace
 
 OpCost EmbeddingCost(int64_t tokens, int64_t hidden, DType act) {
@@ -239,14 +246,15 @@ OpCost AddCost(int64_t tokens, int64_t hidden, DType act) {
 
 OpCost MatMulCost(int64_t tokens, int64_t n, int64_t k, DType act, DType weight) {
   return Cost(2.0 * tokens * n * k,
-              1.0 * n * k * Bytes(weight) + 1.0 * tokens * (n + k) * Bytes(act));
+              WeightBytes(n, k, weight) + 1.0 * tokens * (n + k) * Bytes(act));
 }
 
 OpCost MatMulSwiGluCost(int64_t tokens, int64_t intermediate, int64_t k, DType act, DType weight) {
   // The product's 2 I columns are never stored: I are.
   const double products = 2.0 * intermediate * k;
-  return Cost(2.0 * tokens * products + 5.0 * tokens * intermediate,
-              products * Bytes(weight) + 1.0 * tokens * (intermediate + k) * Bytes(act));
+  return Cost(
+      2.0 * tokens * products + 5.0 * tokens * intermediate,
+      WeightBytes(2 * intermediate, k, weight) + 1.0 * tokens * (intermediate + k) * Bytes(act));
 }
 
 OpCost SiluAndMulCost(int64_t tokens, int64_t intermediate, DType act) {

@@ -37,6 +37,10 @@ enum class LinearUse : uint8_t {
 // Weights of y = x W^T (or the rows of an embedding), packed once at load in whatever layout the
 // backend likes best for their use. Made by PackLinear, owned by the model, never changed. A
 // row-major [N, K] matrix goes in.
+//
+// Of dtype e4m3 (quantize.h) it is W = scale * q, a scale for each row: the matmuls below then
+// compute y = (x . q) * scale + bias, the scale applied once, in fp32, to the finished sum. Such a
+// weight takes activations of any type; it is no embedding.
 class LinearWeight {
  public:
   virtual ~LinearWeight() = default;
@@ -44,7 +48,7 @@ class LinearWeight {
   int64_t n = 0;
   int64_t k = 0;
   DType dtype = DType::kF32;
-  int64_t bytes = 0;  // memory held
+  int64_t bytes = 0;  // memory held, scales included
 };
 
 // One layer's share of the paged KV cache.
@@ -152,11 +156,14 @@ using RowSource = std::function<absl::Status(int64_t first_row, TensorView rows)
 
 // Packs the weight [n, k] whose rows, of type `dtype`, come from `source`: each once, a few at a
 // time, so that nothing but the packed weight takes memory; as much of it whatever the use. Gives
-// the source's first error. Load time only.
+// the source's first error. Load time only. For e4m3 the source gives f32, all of it finite, which
+// is quantised here, by the rows' own maxima or, where they are pieces of longer rows, by those:
+// row_maxima [n], or null.
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream& stream, int64_t n, int64_t k,
                                                              DType dtype, const RowSource& source,
-                                                             LinearUse use = LinearUse::kMatMul);
-// The same from weight [N, K] in host memory, any float dtype.
+                                                             LinearUse use = LinearUse::kMatMul,
+                                                             const float* row_maxima = nullptr);
+// The same from weight [N, K] in host memory, any float dtype, finite where it becomes e4m3.
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTensorView weight,
                                                          DType dtype,
                                                          LinearUse use = LinearUse::kMatMul);

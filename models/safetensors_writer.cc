@@ -22,6 +22,8 @@ const char* StoredName(DType dtype) {
       return "U8";
     case DType::kF64:
       return "F64";
+    case DType::kE4M3:
+      return "F8_E4M3";
   }
   return "?";
 }

@@ -61,6 +61,7 @@ void DrawTokens(Stream&, ConstTensorView logits, ConstTensorView seeds, ConstTen
                 TensorView columns);
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream&, int64_t n, int64_t k,
                                                              DType dtype, const RowSource& source,
-                                                             LinearUse use);
+                                                             LinearUse use,
+                                                             const float* row_maxima);
 
 }  // namespace trireme::cpu

@@ -39,6 +39,12 @@ std::atomic<const IsaKernels*>& InUse() {
 }
 }  // namespace
 
+int64_t MatMulScratchFloats(int64_t rows, DType weight_type) {
+  const int64_t expanded =
+      weight_type == DType::kE4M3 ? kStretchBytes / static_cast<int64_t>(sizeof(float)) : 0;
+  return rows * kPanelColumns + expanded;
+}
+
 int64_t AttentionScratchFloats(int64_t head_dim, int64_t rows) {
   const int64_t d = (head_dim + 15) / 16 * 16;
   return 2 * rows * d + 2 * 32 * d + 2 * ((rows + 15) / 16 * 16) + 4 * 32;

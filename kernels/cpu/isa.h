@@ -20,18 +20,23 @@ namespace trireme::cpu {
 inline constexpr int64_t kPanelColumns = 64;
 // Rows whose sums one call of matmul_panel may hold: 192 * 64 floats are 48 KiB of scratch.
 inline constexpr int64_t kMatMulRows = 192;
+// Bytes of a panel that stay in the second-level cache while all row blocks pass over them: a
+// quarter of 1 MiB. Sums are kept in float between such stretches of k, which changes no bit.
+inline constexpr int64_t kStretchBytes = 256 * 1024;
 
 // One panel of a packed weight against some rows. Weight layout: panels of kPanelColumns columns
 // (the last one filled up with zeros); in a panel f32 and f16 lie as [K][column], bf16 as [K /
 // 2][column][2] (K filled up to even), which is what the bf16 dot-product instructions of x86 and
-// Arm read.
+// Arm read, and e4m3 as bf16.
 struct MatMulPanel {
   const void* x =
-      nullptr;  // [rows, K]: weight type when bf16 is native and weights are bf16, else float
+      nullptr;  // [rows, K]: bf16 where that is native and the activations are bf16, else float
+  DType x_type = DType::kF32;
   int64_t x_stride = 0;
   int64_t rows = 0;  // <= kMatMulRows
   const void* weights = nullptr;
   DType weight_type = DType::kF32;
+  const float* scales = nullptr;  // [kPanelColumns], of e4m3: what sums of x q / 256 are times
   int64_t k = 0;
   int64_t columns = 0;     // valid ones, <= kPanelColumns
   ConstTensorView bias{};  // [columns] or empty
@@ -77,7 +82,8 @@ struct IsaKernels {
   void (*rope_and_store_kv)(const RopeRows& rope, int64_t begin, int64_t end);
   void (*to_float)(ConstTensorView x, float* out, int64_t begin,
                    int64_t end);  // out [rows, columns], contiguous
-  void (*matmul_panel)(const MatMulPanel& panel, float* scratch);  // scratch [rows, kPanelColumns]
+  void (*matmul_panel)(const MatMulPanel& panel,
+                       float* scratch);  // MatMulScratchFloats(rows, weight type)
   void (*attention)(const AttentionBlock& block,
                     float* scratch);  // AttentionScratchFloats(D, rows)
   // Mixture-of-Logits (mol_block.h says what each is given).
@@ -92,6 +98,8 @@ struct IsaKernels {
   float (*read)(const void* data, int64_t bytes);     // bytes a multiple of 256
 };
 
+// Floats that `matmul_panel` needs: sums, and room for a stretch of e4m3 weights as bf16.
+int64_t MatMulScratchFloats(int64_t rows, DType weight_type);
 // Floats that `attention` needs for `rows` (queries times group) of head_dim.
 int64_t AttentionScratchFloats(int64_t head_dim, int64_t rows);
 

@@ -9,6 +9,7 @@
 
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/dispatch.h"
+#include "kernels/quantize.h"
 #include "kernels/status.h"
 
 namespace trireme::cpu {
@@ -16,19 +17,34 @@ namespace {
 
 class PackedLinear final : public LinearWeight {
  public:
-  Buffer buffer;
-  int64_t panel_bytes = 0;
+  Buffer buffer;  // panels; then, of e4m3, what each column's sum of x q / 256 is to be times
+  int64_t panel_bytes = 0, panels = 0;
+
+  // kPanelColumns of them; null where the weight has none.
+  float* ScalesOf(int64_t panel) const {
+    if (dtype != DType::kE4M3) return nullptr;
+    char* first = static_cast<char*>(buffer.data()) + panels * panel_bytes;
+    return reinterpret_cast<float*>(first) + panel * kPanelColumns;
+  }
 };
 
 // Columns of y that a panel packed for SwiGLU gives.
 constexpr int64_t kSwiGluColumns = kPanelColumns / 2;
 
-int64_t PaddedK(int64_t k, DType dtype) { return dtype == DType::kBF16 ? (k + 1) / 2 * 2 : k; }
+// k's of a column that lie side by side.
+constexpr int64_t PairOf(DType dtype) {
+  return dtype == DType::kBF16 || dtype == DType::kE4M3 ? 2 : 1;
+}
+
+int64_t PaddedK(int64_t k, DType dtype) {
+  const int64_t pair = PairOf(dtype);
+  return (k + pair - 1) / pair * pair;
+}
 
 // One panel of W[N, K] from its rows [columns, K], contiguous: column c of the panel is row c.
 template <typename T>
 void PackPanel(const T* rows, int64_t columns, int64_t k_end, T* panel) {
-  constexpr int64_t kPair = kDTypeOf<T> == DType::kBF16 ? 2 : 1;
+  constexpr int64_t kPair = PairOf(kDTypeOf<T>);
   constexpr int64_t kBlock = 32;  // a cache line or two of each of the panel's 64 rows
   for (int64_t k0 = 0; k0 < k_end; k0 += kBlock) {
     for (int64_t c = 0; c < columns; ++c) {
@@ -49,10 +65,30 @@ absl::Status ReadPanel(const LinearWeight& w, int64_t p, TensorView rows, const 
   return source(w.n / 2 + first, rows.Rows(half, half));
 }
 
+// The row of W that is column c of panel p, which has `columns`.
+int64_t RowOf(const LinearWeight& w, int64_t p, int64_t columns, int64_t c) {
+  if (w.use == LinearUse::kMatMul) return p * kPanelColumns + c;
+  const int64_t half = columns / 2, first = p * kSwiGluColumns;
+  return c < half ? first + c : w.n / 2 + first + c - half;
+}
+
+// Panel p from its rows [columns, K] in float, with `codes` of as many elements to work in.
+void QuantizePanel(const PackedLinear& w, int64_t p, const float* rows, int64_t columns,
+                   const float* row_maxima, E4M3* codes, E4M3* panel) {
+  for (int64_t c = 0; c < columns; ++c) {
+    const float* row = rows + c * w.k;
+    const float scale = ScaleOfRow(row_maxima != nullptr ? row_maxima[RowOf(w, p, columns, c)]
+                                                         : RowMaximum(row, w.k));
+    QuantizeRow(row, w.k, scale, codes + c * w.k);
+    w.ScalesOf(p)[c] = kKernelScale * scale;
+  }
+  PackPanel(codes, columns, w.k, panel);
+}
+
 // Row `row` of W, whose elements lie a panel's width apart.
 template <typename T>
 void UnpackRow(const PackedLinear& w, int64_t row, T* out) {
-  constexpr int64_t kPair = kDTypeOf<T> == DType::kBF16 ? 2 : 1;
+  constexpr int64_t kPair = PairOf(kDTypeOf<T>);
   const T* panel = static_cast<const T*>(w.buffer.data()) +
                    row / kPanelColumns * (w.panel_bytes / static_cast<int64_t>(sizeof(T)));
   const T* from = panel + row % kPanelColumns * kPair;
@@ -63,19 +99,18 @@ void UnpackRow(const PackedLinear& w, int64_t row, T* out) {
 // thread.
 struct Activations {
   const void* data;
+  DType dtype;
   int64_t stride;
-  int64_t element_bytes;
 };
-Activations PrepareActivations(ThreadPool& pool, const ConstTensorView& x, DType weight_type) {
-  const bool native =
-      x.dtype == DType::kF32 || (weight_type == DType::kBF16 && BestIsa().native_bf16);
-  if (native) return {x.data, x.stride0, static_cast<int64_t>(SizeOf(x.dtype))};
+Activations PrepareActivations(ThreadPool& pool, const ConstTensorView& x) {
+  const bool native = x.dtype == DType::kF32 || (x.dtype == DType::kBF16 && BestIsa().native_bf16);
+  if (native) return {x.data, x.dtype, x.stride0};
   thread_local std::vector<float> converted;
   if (converted.size() < static_cast<size_t>(x.elements())) converted.resize(x.elements());
   float* floats = converted.data();
   pool.ParallelFor(x.dim(0), RowGrain(x.dim(1)),
                    [&](int64_t begin, int64_t end) { BestIsa().to_float(x, floats, begin, end); });
-  return {floats, x.dim(1), sizeof(float)};
+  return {floats, DType::kF32, x.dim(1)};
 }
 
 // Calls run(panel, p, row) for each panel p of W and block of rows from `row` on, on several
@@ -83,9 +118,9 @@ Activations PrepareActivations(ThreadPool& pool, const ConstTensorView& x, DType
 template <typename Run>
 void ForEachPanel(Stream& stream, const ConstTensorView& x, const PackedLinear& w, Run&& run) {
   ThreadPool& pool = PoolOf(stream);
-  const int64_t rows = x.dim(0), panels = (w.n + kPanelColumns - 1) / kPanelColumns;
+  const int64_t rows = x.dim(0), panels = w.panels;
   if (rows == 0) return;
-  const Activations activations = PrepareActivations(pool, x, w.dtype);
+  const Activations activations = PrepareActivations(pool, x);
   // Four tasks a thread even out cores of unequal speed; panels are cut by rows only where there
   // are too few of them.
   const int64_t wanted = 4 * pool.threads();
@@ -98,13 +133,17 @@ void ForEachPanel(Stream& stream, const ConstTensorView& x, const PackedLinear& 
   const int64_t smallest = std::max<int64_t>(1, 100 / std::max<int64_t>(1, task_cost));
   const int64_t grain = std::max(smallest, rows == 1 ? tasks / (2 * wanted) : 1);
   pool.ParallelFor(tasks, grain, [&](int64_t begin, int64_t end) {
-    MatMulPanel panel{.x_stride = activations.stride, .weight_type = w.dtype, .k = w.k};
+    MatMulPanel panel{.x_type = activations.dtype,
+                      .x_stride = activations.stride,
+                      .weight_type = w.dtype,
+                      .k = w.k};
     for (int64_t task = begin; task < end; ++task) {
       const int64_t p = task / row_blocks, row = task % row_blocks * block;
       panel.x = static_cast<const char*>(activations.data) +
-                row * activations.stride * activations.element_bytes;
+                row * activations.stride * static_cast<int64_t>(SizeOf(activations.dtype));
       panel.rows = std::min(block, rows - row);
       panel.weights = static_cast<const char*>(w.buffer.data()) + p * w.panel_bytes;
+      panel.scales = w.ScalesOf(p);
       panel.columns = std::min(kPanelColumns, w.n - p * kPanelColumns);
       run(panel, p, row);
     }
@@ -120,31 +159,41 @@ ConstTensorView Slice(const ConstTensorView& vector, int64_t first, int64_t coun
 
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream& stream, int64_t n, int64_t k,
                                                              DType dtype, const RowSource& source,
-                                                             LinearUse use) {
+                                                             LinearUse use,
+                                                             const float* row_maxima) {
   auto packed = std::make_unique<PackedLinear>();
   packed->use = use;
   packed->n = n;
   packed->k = k;
   packed->dtype = dtype;
-  const int64_t size = static_cast<int64_t>(SizeOf(dtype));
+  const bool quantized = dtype == DType::kE4M3;
+  const DType source_type = quantized ? DType::kF32 : dtype;
   const int64_t panels = (n + kPanelColumns - 1) / kPanelColumns;
-  packed->panel_bytes = PaddedK(k, dtype) * kPanelColumns * size;
+  packed->panels = panels;
+  packed->panel_bytes = PaddedK(k, dtype) * kPanelColumns * static_cast<int64_t>(SizeOf(dtype));
   packed->bytes = panels * packed->panel_bytes;
+  if (quantized) packed->bytes += panels * kPanelColumns * static_cast<int64_t>(sizeof(float));
   ASSIGN_OR_RETURN(packed->buffer, stream.device().Allocate(packed->bytes));
   std::mutex mutex;
   absl::Status status;
   PoolOf(stream).ParallelFor(panels, 1, [&](int64_t begin, int64_t end) {
-    char* rows = static_cast<char*>(Scratch(kPanelColumns * k * size));
+    const int64_t row_bytes = kPanelColumns * k * static_cast<int64_t>(SizeOf(source_type));
+    char* rows = static_cast<char*>(Scratch(row_bytes + (quantized ? kPanelColumns * k : 0)));
     for (int64_t p = begin; p < end; ++p) {
       const int64_t columns = std::min(kPanelColumns, n - p * kPanelColumns);
       const absl::Status read =
-          ReadPanel(*packed, p, TensorView(rows, dtype, {columns, k}), source);
+          ReadPanel(*packed, p, TensorView(rows, source_type, {columns, k}), source);
       if (!read.ok()) {
         const std::lock_guard<std::mutex> lock(mutex);
         status.Update(read);
         return;
       }
       char* panel = static_cast<char*>(packed->buffer.data()) + p * packed->panel_bytes;
+      if (quantized) {
+        QuantizePanel(*packed, p, reinterpret_cast<const float*>(rows), columns, row_maxima,
+                      reinterpret_cast<E4M3*>(rows + row_bytes), reinterpret_cast<E4M3*>(panel));
+        continue;
+      }
       DispatchFloat(dtype, [&](auto zero) {
         using T = decltype(zero);
         PackPanel(reinterpret_cast<const T*>(rows), columns, k, reinterpret_cast<T*>(panel));
@@ -181,35 +230,36 @@ void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTenso
                  const int64_t column = p * kPanelColumns;
                  if (bias) panel.bias = Slice(bias, column, panel.columns);
                  panel.y = y.Rows(row, panel.rows).Columns(column, panel.columns);
-                 BestIsa().matmul_panel(
-                     panel,
-                     static_cast<float*>(Scratch(sizeof(float) * panel.rows * kPanelColumns)));
+                 const int64_t floats = MatMulScratchFloats(panel.rows, w.dtype);
+                 BestIsa().matmul_panel(panel,
+                                        static_cast<float*>(Scratch(sizeof(float) * floats)));
                });
 }
 
 void MatMulSwiGlu(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
                   TensorView y) {
-  ForEachPanel(stream, x, static_cast<const PackedLinear&>(w),
-               [&](MatMulPanel& panel, int64_t p, int64_t row) {
-                 const int64_t column = p * kSwiGluColumns, half = panel.columns / 2;
-                 const int64_t elements = panel.rows * kPanelColumns;
-                 const auto size = static_cast<int64_t>(SizeOf(x.dtype));
-                 // Sums, then gate and up as MatMul would have stored them, then their biases.
-                 char* scratch = static_cast<char*>(
-                     Scratch(elements * (sizeof(float) + size) + kPanelColumns * size));
-                 char* gate_up = scratch + elements * sizeof(float);
-                 char* panel_bias = gate_up + elements * size;
-                 if (bias) {
-                   std::memcpy(panel_bias, Slice(bias, column, half).data, half * size);
-                   std::memcpy(panel_bias + half * size, Slice(bias, w.n / 2 + column, half).data,
-                               half * size);
-                   panel.bias = ConstTensorView(panel_bias, bias.dtype, {panel.columns});
-                 }
-                 panel.y = TensorView(gate_up, x.dtype, {panel.rows, panel.columns});
-                 BestIsa().matmul_panel(panel, reinterpret_cast<float*>(scratch));
-                 BestIsa().silu_and_mul(panel.y, y.Rows(row, panel.rows).Columns(column, half), 0,
-                                        panel.rows);
-               });
+  ForEachPanel(
+      stream, x, static_cast<const PackedLinear&>(w),
+      [&](MatMulPanel& panel, int64_t p, int64_t row) {
+        const int64_t column = p * kSwiGluColumns, half = panel.columns / 2;
+        const int64_t elements = panel.rows * kPanelColumns;
+        const int64_t sums = MatMulScratchFloats(panel.rows, w.dtype) * int64_t{sizeof(float)};
+        const auto size = static_cast<int64_t>(SizeOf(x.dtype));
+        // Sums, then gate and up as MatMul would have stored them, then their biases.
+        char* scratch = static_cast<char*>(Scratch(sums + elements * size + kPanelColumns * size));
+        char* gate_up = scratch + sums;
+        char* panel_bias = gate_up + elements * size;
+        if (bias) {
+          std::memcpy(panel_bias, Slice(bias, column, half).data, half * size);
+          std::memcpy(panel_bias + half * size, Slice(bias, w.n / 2 + column, half).data,
+                      half * size);
+          panel.bias = ConstTensorView(panel_bias, bias.dtype, {panel.columns});
+        }
+        panel.y = TensorView(gate_up, x.dtype, {panel.rows, panel.columns});
+        BestIsa().matmul_panel(panel, reinterpret_cast<float*>(scratch));
+        BestIsa().silu_and_mul(panel.y, y.Rows(row, panel.rows).Columns(column, half), 0,
+                               panel.rows);
+      });
 }
 
 }  // namespace trireme::cpu

@@ -44,13 +44,20 @@ absl::StatusOr<int64_t> ReserveMatMul(Stream&, int64_t rows,
                                       const std::vector<const LinearWeight*>& weights);
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream&, int64_t n, int64_t k,
                                                              DType dtype, const RowSource& source,
-                                                             LinearUse use);
+                                                             LinearUse use,
+                                                             const float* row_maxima);
 
-// Row-major; stretches of 32 k's in the order of matmul_launch.h where `permuted`.
+// Row-major; stretches of 64 bytes in the order of matmul_launch.h where `permuted`. Behind e4m3
+// what each row's sum of x q / 256 is to be times.
 class CudaLinear final : public LinearWeight {
  public:
   Buffer buffer;
   bool permuted = false;
+  // REQUIRES: dtype is e4m3.
+  int64_t scales_at() const { return (n * k + 255) / 256 * 256; }
+  const float* scales() const {
+    return reinterpret_cast<const float*>(static_cast<const char*>(buffer.data()) + scales_at());
+  }
 };
 
 }  // namespace trireme::cuda

@@ -196,6 +196,13 @@ __device__ inline uint32_t RoundedPair(float first, float second, __half) {
   const __half2 pair = __floats2half2_rn(first, second);
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
+// Products of the elements of two pairs; subnormal numbers are taken and given.
+__device__ inline uint32_t MulPair(uint32_t a, uint32_t b, __nv_bfloat16) {
+  constexpr uint32_t kMinusZeros = 0x80008000u;  // what leaves every product as it is
+  uint32_t d;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(kMinusZeros));
+  return d;
+}
 // Barrier `id` (1..15) among `count` threads of the block.
 __device__ inline void NamedBarrier(int id, int count) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(count) : "memory");
@@ -263,6 +270,12 @@ uint32_t RoundedPair(float first, float second, T) {
     return __bfloat16_as_ushort(__float2bfloat16(first)) |
            uint32_t{__bfloat16_as_ushort(__float2bfloat16(second))} << 16;
   }
+}
+inline uint32_t MulPair(uint32_t a, uint32_t b, __nv_bfloat16 type) {
+  const auto half = [](uint32_t pair, int shift) {
+    return std::bit_cast<float>(pair >> shift << 16);
+  };
+  return RoundedPair(half(a, 0) * half(b, 0), half(a, 16) * half(b, 16), type);
 }
 inline void LdMatrixX4(uint32_t (&r)[4], const void* row, HC_LOC) {
   host_cuda::LdMatrix(r, *static_cast<const uint4*>(row), 4, false, loc);

@@ -6,6 +6,7 @@
 #include "kernels/cuda/matmul_launch.h"
 #include "kernels/cuda/matmul_library.h"
 #include "kernels/cuda/matmul_select.h"
+#include "kernels/quantize.h"
 #include "kernels/status.h"
 
 namespace trireme::cuda {
@@ -14,11 +15,12 @@ namespace {
 // --- anything: 64 x 64 tiles, 16 x 16 threads of 4 x 4, k in steps of 16 ---
 constexpr int kTile = 64, kPlainStep = 16;
 
-template <Epilogue kEpilogue, typename T, typename Y>
-__global__ void __launch_bounds__(256) MatMulPlain(MatMulArguments<T, Y> a, bool permuted) {
+template <Epilogue kEpilogue, typename T, typename Y, typename W = T>
+__global__ void __launch_bounds__(256) MatMulPlain(MatMulArguments<T, Y, W> a, bool permuted) {
   gpu::WaitForPrevious();
   GPU_SHARED(xs, float[kPlainStep][kTile + 1]);
   GPU_SHARED(ws, float[kPlainStep][kTile + 1]);
+  constexpr int kStretch = kStretchOf<W>;
   const int outputs = OutputsOf<kEpilogue>(a);
   const int m0 = blockIdx.y * kTile, y0 = blockIdx.x * Outputs<kEpilogue>(kTile);
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
@@ -30,10 +32,11 @@ __global__ void __launch_bounds__(256) MatMulPlain(MatMulArguments<T, Y> a, bool
       xs[k][r] = in_k && m0 + r < a.rows ? Float(a.x[(m0 + r) * a.x_stride + k0 + k]) : 0.0f;
       const int at = k0 + k;
       const int stored =
-          permuted ? at / kPermutedBlock * kPermutedBlock + PermutedIndex(at % kPermutedBlock) : at;
+          permuted ? at / kStretch * kStretch + PermutedIndexOf<W>(at % kStretch) : at;
       const TileColumn column = TileColumnOf<kEpilogue, kTile / 2>(a.n, y0, r);
-      ws[k][r] =
-          in_k && column.output < outputs ? Float(a.w[int64_t{column.row} * a.k + stored]) : 0.0f;
+      ws[k][r] = in_k && column.output < outputs
+                     ? WeightFloat(a.w[int64_t{column.row} * a.k + stored])
+                     : 0.0f;
     }
     __syncthreads();
     for (int k = 0; k < kPlainStep; ++k) {
@@ -112,14 +115,103 @@ void LaunchMatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, Cons
                        weight.permuted);
 }
 
-// Rows [rows, k] of two-byte elements: every stretch of 32 into the order of matmul_launch.h.
-void PermuteRows(char* rows, int64_t count, int64_t k) {
-  uint16_t natural[kPermutedBlock];
-  for (int64_t i = 0; i < count * k; i += kPermutedBlock) {
-    auto* stretch = reinterpret_cast<uint16_t*>(rows) + i;
-    std::copy(stretch, stretch + kPermutedBlock, natural);
-    for (int j = 0; j < kPermutedBlock; ++j) stretch[PermutedIndex(j)] = natural[j];
+// The same for weights of e4m3.
+template <Epilogue kEpilogue, typename T, typename Y>
+void LaunchMatMulE4M3(Stream& stream, ConstTensorView x, const LinearWeight& w,
+                      ConstTensorView bias, TensorView y) {
+  if (x.dim(0) == 0) return;
+  const auto& weight = static_cast<const CudaLinear&>(w);
+  const gpu::StreamHandle handle = NativeHandle(stream);
+  const MatMulKernel kernel = SelectMatMul({.dtype = x.dtype,
+                                            .rows = x.dim(0),
+                                            .n = w.n,
+                                            .permuted = weight.permuted,
+                                            .vectorizable = Vectorizable(x)});
+  const MatMulArguments<T, Y, E4M3> a{.x = static_cast<const T*>(x.data),
+                                      .w = static_cast<const E4M3*>(weight.buffer.data()),
+                                      .bias = static_cast<const T*>(bias.data),
+                                      .y = static_cast<Y*>(y.data),
+                                      .x_stride = x.stride0,
+                                      .y_stride = y.stride0,
+                                      .rows = static_cast<int>(x.dim(0)),
+                                      .n = static_cast<int>(w.n),
+                                      .k = static_cast<int>(w.k),
+                                      .scales = weight.scales()};
+  if constexpr (!std::is_same_v<T, float>) {
+    if (kernel == MatMulKernel::kStream) return LaunchMatMulStream<kEpilogue>(handle, a);
+    if (kernel != MatMulKernel::kPlain) {
+      return LaunchMatMulTiles<kEpilogue>(handle, kernel == MatMulKernel::kLargeTiles, a);
+    }
   }
+  const dim3 grid(Blocks(OutputsOf<kEpilogue>(a), Outputs<kEpilogue>(kTile)),
+                  Blocks(a.rows, kTile));
+  gpu::LaunchDependent({grid, dim3(256), 0, handle}, MatMulPlain<kEpilogue, T, Y, E4M3>, a,
+                       weight.permuted);
+}
+
+// Elements of rows that are whole stretches: each into the order of matmul_launch.h. W has the size
+// of the weight's type.
+template <typename W>
+void PermuteRows(W* rows, int64_t elements) {
+  constexpr int kStretch = kStretchOf<W>;
+  W natural[kStretch];
+  for (W* stretch = rows; stretch < rows + elements; stretch += kStretch) {
+    std::copy(stretch, stretch + kStretch, natural);
+    for (int j = 0; j < kStretch; ++j) stretch[PermutedIndexOf<W>(j)] = natural[j];
+  }
+}
+
+// 8 MiB: long enough for a copy at full speed, short enough to stay in the host's cache.
+int64_t StagingRows(int64_t n, int64_t row_bytes) {
+  return std::clamp<int64_t>((8 << 20) / row_bytes, 1, n);
+}
+
+absl::Status PackRows(Stream& stream, CudaLinear& packed, const RowSource& source) {
+  const int64_t n = packed.n, k = packed.k;
+  const int64_t row_bytes = k * static_cast<int64_t>(SizeOf(packed.dtype));
+  packed.bytes = n * row_bytes;
+  packed.permuted = SizeOf(packed.dtype) == 2 && k % kPermutedBlock == 0;
+  ASSIGN_OR_RETURN(packed.buffer, stream.device().Allocate(packed.bytes));
+  const int64_t rows = StagingRows(n, row_bytes);
+  std::vector<char> staging(rows * row_bytes);
+  for (int64_t row = 0; row < n; row += rows) {
+    const int64_t count = std::min(rows, n - row);
+    RETURN_IF_ERROR(source(row, TensorView(staging.data(), packed.dtype, Shape{count, k})));
+    if (packed.permuted) PermuteRows(reinterpret_cast<uint16_t*>(staging.data()), count * k);
+    stream.Copy(static_cast<char*>(packed.buffer.data()) + row * row_bytes, staging.data(),
+                count * row_bytes);
+    RETURN_IF_ERROR(stream.Synchronize());  // before the staging buffer is used again
+  }
+  return absl::OkStatus();
+}
+
+// Codes, then the rows' scales.
+absl::Status QuantizeRows(Stream& stream, CudaLinear& packed, const RowSource& source,
+                          const float* row_maxima) {
+  const int64_t n = packed.n, k = packed.k;
+  packed.bytes = packed.scales_at() + n * static_cast<int64_t>(sizeof(float));
+  packed.permuted = k % kStretchOf<E4M3> == 0;
+  ASSIGN_OR_RETURN(packed.buffer, stream.device().Allocate(packed.bytes));
+  const int64_t rows = StagingRows(n, k * static_cast<int64_t>(sizeof(float)));
+  std::vector<float> staging(rows * k), scales(n);
+  std::vector<E4M3> codes(rows * k);
+  for (int64_t first = 0; first < n; first += rows) {
+    const int64_t count = std::min(rows, n - first);
+    RETURN_IF_ERROR(source(first, TensorView(staging.data(), DType::kF32, Shape{count, k})));
+    for (int64_t r = 0; r < count; ++r) {
+      const float* row = staging.data() + r * k;
+      const float scale =
+          ScaleOfRow(row_maxima != nullptr ? row_maxima[first + r] : RowMaximum(row, k));
+      QuantizeRow(row, k, scale, codes.data() + r * k);
+      scales[first + r] = kKernelScale * scale;
+    }
+    if (packed.permuted) PermuteRows(codes.data(), count * k);
+    stream.Copy(static_cast<char*>(packed.buffer.data()) + first * k, codes.data(), count * k);
+    RETURN_IF_ERROR(stream.Synchronize());  // before the buffers are used again
+  }
+  stream.Copy(static_cast<char*>(packed.buffer.data()) + packed.scales_at(), scales.data(),
+              n * sizeof(float));
+  return stream.Synchronize();
 }
 
 }  // namespace
@@ -128,6 +220,11 @@ void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTenso
             TensorView y) {
   DispatchFloat(x.dtype, [&](auto zero) {
     using T = decltype(zero);
+    if (w.dtype == DType::kE4M3) {
+      return y.dtype == DType::kF32
+                 ? LaunchMatMulE4M3<Epilogue::kStore, T, float>(stream, x, w, bias, y)
+                 : LaunchMatMulE4M3<Epilogue::kStore, T, T>(stream, x, w, bias, y);
+    }
     y.dtype == DType::kF32 ? LaunchMatMul<Epilogue::kStore, T, float>(stream, x, w, bias, y)
                            : LaunchMatMul<Epilogue::kStore, T, T>(stream, x, w, bias, y);
   });
@@ -137,33 +234,23 @@ void MatMulSwiGlu(Stream& stream, ConstTensorView x, const LinearWeight& w, Cons
                   TensorView y) {
   DispatchFloat(x.dtype, [&](auto zero) {
     using T = decltype(zero);
+    if (w.dtype == DType::kE4M3)
+      return LaunchMatMulE4M3<Epilogue::kSwiGlu, T, T>(stream, x, w, bias, y);
     LaunchMatMul<Epilogue::kSwiGlu, T, T>(stream, x, w, bias, y);
   });
 }
 
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream& stream, int64_t n, int64_t k,
                                                              DType dtype, const RowSource& source,
-                                                             LinearUse use) {
+                                                             LinearUse use,
+                                                             const float* row_maxima) {
   auto packed = std::make_unique<CudaLinear>();
   packed->use = use;
   packed->n = n;
   packed->k = k;
   packed->dtype = dtype;
-  const int64_t row_bytes = k * static_cast<int64_t>(SizeOf(dtype));
-  packed->bytes = n * row_bytes;
-  packed->permuted = SizeOf(dtype) == 2 && k % kPermutedBlock == 0;
-  ASSIGN_OR_RETURN(packed->buffer, stream.device().Allocate(packed->bytes));
-  // 8 MiB: long enough for a copy at full speed, short enough to stay in the host's cache.
-  const int64_t rows = std::clamp<int64_t>((8 << 20) / row_bytes, 1, n);
-  std::vector<char> staging(rows * row_bytes);
-  for (int64_t row = 0; row < n; row += rows) {
-    const int64_t count = std::min(rows, n - row);
-    RETURN_IF_ERROR(source(row, TensorView(staging.data(), dtype, Shape{count, k})));
-    if (packed->permuted) PermuteRows(staging.data(), count, k);
-    stream.Copy(static_cast<char*>(packed->buffer.data()) + row * row_bytes, staging.data(),
-                count * row_bytes);
-    RETURN_IF_ERROR(stream.Synchronize());  // before the staging buffer is used again
-  }
+  RETURN_IF_ERROR(dtype == DType::kE4M3 ? QuantizeRows(stream, *packed, source, row_maxima)
+                                        : PackRows(stream, *packed, source));
   return std::unique_ptr<LinearWeight>(std::move(packed));
 }
 

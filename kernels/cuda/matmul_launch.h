@@ -6,6 +6,10 @@
 // fragments, PTX manual, "Matrix fragments for mma.m16n8k16"): a lane loads with full width, from
 // global or from shared memory, and no ldmatrix is needed.
 //
+// Weights of e4m3 whose K is a multiple of 64 likewise, in stretches of 64: 16 neighbouring bytes
+// are what one lane feeds to four mma, a word each, whose bytes lie as WeightFragment takes them
+// apart.
+//
 // Every element is the sum, from first to last, of its segments: kSegment k's each, one chain of
 // mma. All tensor-core kernels keep to that, so a row's bits do not depend on the batch it is in.
 #pragma once
@@ -24,14 +28,63 @@ __host__ __device__ constexpr int PermutedIndex(int k) {
   return (k % 8 / 2) * 8 + k / 16 * 4 + k / 8 % 2 * 2 + k % 2;
 }
 
-template <typename T, typename Y>
+// A stretch is 64 bytes of a row of W.
+template <typename W>
+inline constexpr int kStretchOf = 64 / static_cast<int>(sizeof(W));
+template <typename W>
+__host__ __device__ constexpr int PermutedIndexOf(int k) {
+  if constexpr (std::is_same_v<W, E4M3>) {
+    // Its mma's word: k and k + 1 in bytes 1 and 3, k + 8 and k + 9 in bytes 0 and 2.
+    return (k % 8 / 2) * 16 + k / 16 * 4 + (1 - k / 8 % 2) + k % 2 * 2;
+  } else {
+    return PermutedIndex(k);
+  }
+}
+
+// The element, or of e4m3 its 256th part (quantize.h).
+template <typename W>
+__device__ inline float WeightFloat(W w) {
+  if constexpr (std::is_same_v<W, E4M3>) {
+    return __half2float(
+        __ushort_as_half(static_cast<uint16_t>((w.bits & 0x80) << 8 | (w.bits & 0x7f) << 7)));
+  } else {
+    return Float(w);
+  }
+}
+
+// Two codes, each in the upper byte of a half, as q / 256: shifted to where T has exponent and
+// mantissa. As half-precision numbers they are that, subnormal or not; a bf16 wants 112 more in the
+// exponent, which multiplying gives to subnormal numbers too.
+__device__ inline uint32_t PairOfCodes(uint32_t codes, __half) {
+  return (codes & 0x80008000u) | (codes >> 1 & 0x3f803f80u);
+}
+__device__ inline uint32_t PairOfCodes(uint32_t codes, __nv_bfloat16 type) {
+  constexpr uint32_t kFactors = 0x77807780u;  // 2^112
+  return gpu::MulPair((codes & 0x80008000u) | (codes >> 4 & 0x07f007f0u), kFactors, type);
+}
+
+// The B fragment of mma m of the stretch of which this lane has 16 bytes. m is a constant.
+template <typename T, typename W>
+__device__ inline void WeightFragment(const uint4& w, int m, uint32_t (&b)[2]) {
+  if constexpr (std::is_same_v<W, E4M3>) {
+    const uint32_t codes = m == 0 ? w.x : m == 1 ? w.y : m == 2 ? w.z : w.w;
+    b[0] = PairOfCodes(codes, T{});
+    b[1] = PairOfCodes(codes << 8, T{});
+  } else {
+    b[0] = m == 0 ? w.x : w.z;
+    b[1] = m == 0 ? w.y : w.w;
+  }
+}
+
+template <typename T, typename Y, typename W = T>
 struct MatMulArguments {
   const T* x;
-  const T* w;
+  const W* w;
   const T* bias;  // or null
   Y* y;
   int64_t x_stride, y_stride;
-  int rows, n, k;  // n: rows of W
+  int rows, n, k;                 // n: rows of W
+  const float* scales = nullptr;  // [n] of e4m3: what sums of x q / 256 are times
 };
 
 // What becomes of the sums: y itself, or SwiGLU of the first n / 2 columns (gate) and the others
@@ -47,8 +100,8 @@ template <Epilogue kEpilogue>
 __host__ __device__ constexpr int Outputs(int columns) {
   return kEpilogue == Epilogue::kSwiGlu ? columns / 2 : columns;
 }
-template <Epilogue kEpilogue, typename T, typename Y>
-__host__ __device__ int OutputsOf(const MatMulArguments<T, Y>& a) {
+template <Epilogue kEpilogue, typename T, typename Y, typename W>
+__host__ __device__ int OutputsOf(const MatMulArguments<T, Y, W>& a) {
   return Outputs<kEpilogue>(a.n);
 }
 
@@ -67,28 +120,29 @@ __device__ inline TileColumn TileColumnOf(int n, int y0, int c) {
   }
 }
 
-template <typename T, typename Y>
-__device__ inline float Biased(const MatMulArguments<T, Y>& a, int row_of_w, float sum) {
+template <typename T, typename Y, typename W>
+__device__ inline float Biased(const MatMulArguments<T, Y, W>& a, int row_of_w, float sum) {
+  if constexpr (std::is_same_v<W, E4M3>) sum = __fmul_rn(sum, a.scales[row_of_w]);
   return a.bias != nullptr ? __fadd_rn(sum, Float(a.bias[row_of_w])) : sum;
 }
-template <typename T, typename Y>
-__device__ inline void Finish(const MatMulArguments<T, Y>& a, int row, int column, float sum) {
+template <typename T, typename Y, typename W>
+__device__ inline void Finish(const MatMulArguments<T, Y, W>& a, int row, int column, float sum) {
   a.y[row * a.y_stride + column] = Rounded<Y>(Biased(a, column, sum));
 }
 // Gate and up are rounded, as if they had been stored in between.
-template <typename T, typename Y>
-__device__ inline void FinishSwiGlu(const MatMulArguments<T, Y>& a, int row, int column, float gate,
-                                    float up) {
+template <typename T, typename Y, typename W>
+__device__ inline void FinishSwiGlu(const MatMulArguments<T, Y, W>& a, int row, int column,
+                                    float gate, float up) {
   gate = Float(Rounded<Y>(Biased(a, column, gate)));
   up = Float(Rounded<Y>(Biased(a, column + a.n / 2, up)));
   a.y[row * a.y_stride + column] = Rounded<Y>(SwiGlu(gate, up));
 }
 
 // At most kFewRowsLimit rows: W is read once, straight into registers, and bounds the time.
-template <Epilogue kEpilogue, typename T, typename Y>
-void LaunchMatMulStream(gpu::StreamHandle handle, const MatMulArguments<T, Y>& a);
+template <Epilogue kEpilogue, typename T, typename Y, typename W>
+void LaunchMatMulStream(gpu::StreamHandle handle, const MatMulArguments<T, Y, W>& a);
 // Tiles of 64 x 64 or 128 x 128 through shared memory. x's rows are whole 16-byte pieces.
-template <Epilogue kEpilogue, typename T, typename Y>
-void LaunchMatMulTiles(gpu::StreamHandle handle, bool large, const MatMulArguments<T, Y>& a);
+template <Epilogue kEpilogue, typename T, typename Y, typename W>
+void LaunchMatMulTiles(gpu::StreamHandle handle, bool large, const MatMulArguments<T, Y, W>& a);
 
 }  // namespace trireme::cuda

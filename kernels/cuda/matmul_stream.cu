@@ -1,8 +1,9 @@
 // y = x W^T for up to 16 rows, one mma's worth: bound by reading W. A warp takes 16 columns and
-// every kWarps-th segment of k; W goes from memory into registers, 128 k's ahead of the mma; the
-// warps' segments meet in shared memory and are added in order.
+// every kWarps-th segment of k; W goes from memory into registers, 256 bytes of each column ahead
+// of the mma (128 k's, of e4m3 256), where e4m3 becomes the type of x; the warps' segments meet in
+// shared memory and are added in order.
 //
-// In flight: 16 columns x 128 k x 2 bytes = 4 KiB a warp, 16 warps an SM at 128 registers: 64 KiB,
+// In flight: 16 columns x 256 bytes = 4 KiB a warp, 16 warps an SM at 128 registers: 64 KiB,
 // where 4.8 TB/s x 0.7 us / 132 SMs = 25 KiB are needed.
 #include <algorithm>
 
@@ -11,15 +12,18 @@
 namespace trireme::cuda {
 namespace {
 
-constexpr int kWarps = 8, kColumns = 16, kAhead = 128, kBlocks = kAhead / kPermutedBlock;
+constexpr int kWarps = 8, kColumns = 16, kBlocks = 4;
+template <typename W>
+constexpr int kAheadOf = kBlocks* kStretchOf<W>;
 
-// One warp's columns of W, a chunk of kAhead k's at a time: column lane / 4 + 8 i, the lane's 16
+// One warp's columns of W, a chunk of kAheadOf k's at a time: column lane / 4 + 8 i, the lane's 16
 // bytes of each permuted stretch.
 struct WeightChunk {
   uint4 w[2][kBlocks];
 };
 
 // The chunks that a warp walks through: those of segments first, first + step, ...
+template <int kAhead>
 struct Cursor {
   int segment, k;
   __device__ bool inside(int segments) const { return segment < segments; }
@@ -30,19 +34,18 @@ struct Cursor {
   }
 };
 
-template <typename T>
-__device__ inline void LoadWeights(const T* const (&rows)[2], int k, int k_end,
+template <typename W>
+__device__ inline void LoadWeights(const W* const (&rows)[2], int k, int k_end,
                                    WeightChunk& chunk) {
   const int lane = gpu::LaneId();
 #pragma unroll
   for (int b = 0; b < kBlocks; ++b) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int at = k + b * kPermutedBlock;
+      const int at = k + b * kStretchOf<W>;
       chunk.w[i][b] =
-          at < k_end
-              ? gpu::LoadStreaming(reinterpret_cast<const uint4*>(rows[i] + at + lane % 4 * 8))
-              : uint4{};
+          at < k_end ? gpu::LoadStreaming(reinterpret_cast<const uint4*>(rows[i] + at) + lane % 4)
+                     : uint4{};
     }
   }
 }
@@ -61,22 +64,25 @@ __device__ inline void LoadInputs(const T* const (&x)[2], int k, uint32_t (&a)[4
   }
 }
 
-template <typename T>
+template <typename W, typename T>
 __device__ inline void MultiplyChunk(const T* const (&x)[2], const WeightChunk& chunk, int k,
                                      int k_end, float (&sums)[2][4]) {
 #pragma unroll
   for (int b = 0; b < kBlocks; ++b) {
-    const int at = k + b * kPermutedBlock;
+    constexpr int kMmas = kStretchOf<W> / 16;
+    const int at = k + b * kStretchOf<W>;
     if (at >= k_end) break;
-    uint32_t a[2][4];
-    LoadInputs(x, at, a[0]);
-    LoadInputs(x, at + 16, a[1]);
+    uint32_t a[kMmas][4];
+#pragma unroll
+    for (int m = 0; m < kMmas; ++m) LoadInputs(x, at + m * 16, a[m]);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const uint4& w = chunk.w[i][b];
-      const uint32_t first[2] = {w.x, w.y}, second[2] = {w.z, w.w};
-      gpu::Mma(sums[i], a[0], first, T{});
-      gpu::Mma(sums[i], a[1], second, T{});
+#pragma unroll
+      for (int m = 0; m < kMmas; ++m) {
+        uint32_t w[2];
+        WeightFragment<T, W>(chunk.w[i][b], m, w);
+        gpu::Mma(sums[i], a[m], w, T{});
+      }
     }
   }
 }
@@ -88,9 +94,9 @@ __device__ inline float SumOfSegments(const float* from, int segments) {
 }
 
 // warps_per_group warps share 16 columns; 1, 2, 4 or 8.
-template <Epilogue kEpilogue, typename T, typename Y>
+template <Epilogue kEpilogue, typename T, typename Y, typename W>
 __global__ void __launch_bounds__(kWarps * 32, 2)
-    MatMulStream(MatMulArguments<T, Y> a, int warps_per_group) {
+    MatMulStream(MatMulArguments<T, Y, W> a, int warps_per_group) {
   GPU_DYNAMIC_SHARED(partial, float);  // [groups, segments, 16 rows, 16 columns]
   const int lane = gpu::LaneId(), warp = threadIdx.x / 32;
   const int groups = kWarps / warps_per_group, group = warp / warps_per_group;
@@ -98,7 +104,8 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
   constexpr int kOutputs = Outputs<kEpilogue>(kColumns);
   const int outputs = OutputsOf<kEpilogue>(a);
   const int block_y0 = static_cast<int>(blockIdx.x) * groups * kOutputs;
-  const T *w[2], *x[2];
+  const W* w[2];
+  const T* x[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     // Columns beyond the last read the last row of W and are not written.
@@ -108,16 +115,16 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
     const int row = lane / 4 + i * 8;
     x[i] = row < a.rows ? a.x + row * a.x_stride : nullptr;
   }
-  Cursor at{warp % warps_per_group, warp % warps_per_group * kSegment};
+  Cursor<kAheadOf<W>> at{warp % warps_per_group, warp % warps_per_group * kSegment};
   WeightChunk chunk, next_chunk;
   float sums[2][4] = {};
   // The first of the weights come while the kernel before this one ends.
   if (at.inside(segments)) LoadWeights(w, at.k, at.end(a.k), chunk);
   gpu::WaitForPrevious();
   while (at.inside(segments)) {
-    const Cursor next = at.Next(a.k, warps_per_group);
+    const auto next = at.Next(a.k, warps_per_group);
     if (next.inside(segments)) LoadWeights(w, next.k, next.end(a.k), next_chunk);
-    MultiplyChunk(x, chunk, at.k, at.end(a.k), sums);
+    MultiplyChunk<W>(x, chunk, at.k, at.end(a.k), sums);
     if (next.segment != at.segment) {
       float* to = partial + (group * segments + at.segment) * 16 * kColumns;
 #pragma unroll
@@ -150,8 +157,8 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
 
 }  // namespace
 
-template <Epilogue kEpilogue, typename T, typename Y>
-void LaunchMatMulStream(gpu::StreamHandle handle, const MatMulArguments<T, Y>& a) {
+template <Epilogue kEpilogue, typename T, typename Y, typename W>
+void LaunchMatMulStream(gpu::StreamHandle handle, const MatMulArguments<T, Y, W>& a) {
   const int segments = (a.k + kSegment - 1) / kSegment;
   int warps_per_group = 1;
   while (warps_per_group < kWarps && warps_per_group < segments) warps_per_group *= 2;
@@ -159,7 +166,7 @@ void LaunchMatMulStream(gpu::StreamHandle handle, const MatMulArguments<T, Y>& a
   const size_t smem = sizeof(float) * groups * segments * 16 * kColumns;
   gpu::LaunchDependent({dim3(Blocks(OutputsOf<kEpilogue>(a), Outputs<kEpilogue>(columns))),
                         dim3(kWarps * 32), smem, handle},
-                       MatMulStream<kEpilogue, T, Y>, a, warps_per_group);
+                       MatMulStream<kEpilogue, T, Y, W>, a, warps_per_group);
 }
 
 template void LaunchMatMulStream<Epilogue::kStore>(
@@ -174,5 +181,17 @@ template void LaunchMatMulStream<Epilogue::kSwiGlu>(
     gpu::StreamHandle, const MatMulArguments<__nv_bfloat16, __nv_bfloat16>&);
 template void LaunchMatMulStream<Epilogue::kSwiGlu>(gpu::StreamHandle,
                                                     const MatMulArguments<__half, __half>&);
+template void LaunchMatMulStream<Epilogue::kStore>(
+    gpu::StreamHandle, const MatMulArguments<__nv_bfloat16, __nv_bfloat16, E4M3>&);
+template void LaunchMatMulStream<Epilogue::kStore>(
+    gpu::StreamHandle, const MatMulArguments<__nv_bfloat16, float, E4M3>&);
+template void LaunchMatMulStream<Epilogue::kStore>(gpu::StreamHandle,
+                                                   const MatMulArguments<__half, __half, E4M3>&);
+template void LaunchMatMulStream<Epilogue::kStore>(gpu::StreamHandle,
+                                                   const MatMulArguments<__half, float, E4M3>&);
+template void LaunchMatMulStream<Epilogue::kSwiGlu>(
+    gpu::StreamHandle, const MatMulArguments<__nv_bfloat16, __nv_bfloat16, E4M3>&);
+template void LaunchMatMulStream<Epilogue::kSwiGlu>(gpu::StreamHandle,
+                                                    const MatMulArguments<__half, __half, E4M3>&);
 
 }  // namespace trireme::cuda

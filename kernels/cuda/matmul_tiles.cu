@@ -7,7 +7,6 @@ namespace {
 
 constexpr int kStep = 64;           // k's of a stage
 constexpr int kXPitch = kStep + 8;  // 144 bytes: the rows of an ldmatrix lie in different banks
-constexpr int kStretches = kStep / kPermutedBlock;
 
 // kRowWarps x kColumnWarps warps of kRowTiles x kColumnTiles mma tiles of 16 x 8.
 template <int kRowWarps_, int kColumnWarps_, int kRowTiles_, int kColumnTiles_, int kStages_>
@@ -19,21 +18,22 @@ struct Tiling {
   static constexpr int kColumns = kColumnWarps_ * kColumnTiles * 8;
 };
 // 64 x 64: 17 KiB a stage, three blocks an SM. 128 x 128: 34 KiB a stage, one block of eight warps
-// with 128 registers of sums each.
+// with 128 registers of sums each. With W in e4m3 13 and 26 KiB a stage.
 using Small = Tiling<2, 2, 2, 4, 4>;
 using Large = Tiling<2, 4, 4, 4, 4>;
 
-template <typename T, typename Tile>
+template <typename T, typename W, typename Tile>
 struct Stage {
+  static constexpr int kStretches = kStep / kStretchOf<W>;
   T x[Tile::kRows][kXPitch];
   // A row of a stretch is 64 bytes, two rows are all banks: lanes load 16 bytes without conflict.
-  T w[kStretches][Tile::kColumns][kPermutedBlock];
+  W w[kStretches][Tile::kColumns][kStretchOf<W>];
 };
 
-template <Epilogue kEpilogue, typename T, typename Y, typename Tile>
+template <Epilogue kEpilogue, typename T, typename Y, typename W, typename Tile>
 class TileProduct {
  public:
-  __device__ TileProduct(const MatMulArguments<T, Y>& a, Stage<T, Tile>* stages)
+  __device__ TileProduct(const MatMulArguments<T, Y, W>& a, Stage<T, W, Tile>* stages)
       : a_(a),
         stages_(stages),
         m0_(static_cast<int>(blockIdx.x) * Tile::kRows),
@@ -60,9 +60,9 @@ class TileProduct {
   }
 
  private:
-  // Zeros beyond the edges; k is a multiple of 32, so a 16-byte piece is inside or outside.
+  // Zeros beyond the edges; k is whole stretches, so a 16-byte piece is inside or outside.
   __device__ void Load(int stage, int k0) {
-    Stage<T, Tile>& to = stages_[stage];
+    Stage<T, W, Tile>& to = stages_[stage];
     constexpr int kPieces = kStep / 8;
     for (int i = threadIdx.x; i < Tile::kRows * kPieces; i += Tile::kThreads) {
       const int r = i / kPieces, c = i % kPieces * 8;
@@ -70,40 +70,44 @@ class TileProduct {
       gpu::CpAsync16(&to.x[r][c], inside ? a_.x + (m0_ + r) * a_.x_stride + k0 + c : a_.x,
                      inside ? 16 : 0);
     }
-    for (int i = threadIdx.x; i < Tile::kColumns * kPieces; i += Tile::kThreads) {
-      const int r = i / kPieces, c = i % kPieces * 8;
+    constexpr int kElements = 16 / static_cast<int>(sizeof(W)), kWPieces = kStep / kElements;
+    for (int i = threadIdx.x; i < Tile::kColumns * kWPieces; i += Tile::kThreads) {
+      const int r = i / kWPieces, c = i % kWPieces * kElements;
       const TileColumn column = TileColumnOf<kEpilogue, 8>(a_.n, y0_, r);
       const bool inside = column.output < OutputsOf<kEpilogue>(a_) && k0 + c < a_.k;
-      gpu::CpAsync16(&to.w[c / kPermutedBlock][r][c % kPermutedBlock],
+      gpu::CpAsync16(&to.w[c / kStretchOf<W>][r][c % kStretchOf<W>],
                      inside ? a_.w + int64_t{column.row} * a_.k + k0 + c : a_.w, inside ? 16 : 0);
     }
     gpu::CpAsyncCommit();
   }
 
-  __device__ void Multiply(const Stage<T, Tile>& stage) {
+  __device__ void Multiply(const Stage<T, W, Tile>& stage) {
+    constexpr int kStretch = kStretchOf<W>, kMmas = kStretch / 16;
     const int lane = gpu::LaneId();
 #pragma unroll
-    for (int stretch = 0; stretch < kStretches; ++stretch) {
+    for (int stretch = 0; stretch < Stage<T, W, Tile>::kStretches; ++stretch) {
       uint4 w[Tile::kColumnTiles];
 #pragma unroll
       for (int j = 0; j < Tile::kColumnTiles; ++j) {
-        w[j] = gpu::Load16(&stage.w[stretch][warp_column_ + j * 8 + lane / 4][lane % 4 * 8]);
+        w[j] = gpu::Load16(
+            &stage.w[stretch][warp_column_ + j * 8 + lane / 4][lane % 4 * (kStretch / 4)]);
       }
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int m = 0; m < kMmas; ++m) {
         uint32_t x[Tile::kRowTiles][4];
 #pragma unroll
         for (int i = 0; i < Tile::kRowTiles; ++i) {
           gpu::LdMatrixX4(x[i], &stage.x[warp_row_ + i * 16 + lane % 16]
-                                        [stretch * kPermutedBlock + half * 16 + lane / 16 * 8]);
+                                        [stretch * kStretch + m * 16 + lane / 16 * 8]);
         }
+        uint32_t pairs[Tile::kColumnTiles][2];
+#pragma unroll
+        for (int j = 0; j < Tile::kColumnTiles; ++j) WeightFragment<T, W>(w[j], m, pairs[j]);
 #pragma unroll
         for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
-          for (int j = 0; j < Tile::kColumnTiles; ++j) {
-            const uint32_t pair[2] = {half == 0 ? w[j].x : w[j].z, half == 0 ? w[j].y : w[j].w};
-            gpu::Mma(segment_[i][j], x[i], pair, T{});
-          }
+          for (int j = 0; j < Tile::kColumnTiles; ++j)
+            gpu::Mma(segment_[i][j], x[i], pairs[j], T{});
         }
       }
     }
@@ -147,34 +151,35 @@ class TileProduct {
     }
   }
 
-  const MatMulArguments<T, Y>& a_;
-  Stage<T, Tile>* const stages_;
+  const MatMulArguments<T, Y, W>& a_;
+  Stage<T, W, Tile>* const stages_;
   const int m0_, y0_, warp_row_, warp_column_;  // first row and column of y; the warp's of the tile
   float segment_[Tile::kRowTiles][Tile::kColumnTiles][4] = {};
   float sums_[Tile::kRowTiles][Tile::kColumnTiles][4];
 };
 
-template <Epilogue kEpilogue, typename T, typename Y, typename Tile>
-__global__ void __launch_bounds__(Tile::kThreads) MatMulTiles(MatMulArguments<T, Y> a) {
-  using Memory = Stage<T, Tile>;
+template <Epilogue kEpilogue, typename T, typename Y, typename W, typename Tile>
+__global__ void __launch_bounds__(Tile::kThreads) MatMulTiles(MatMulArguments<T, Y, W> a) {
+  using Memory = Stage<T, W, Tile>;
   GPU_DYNAMIC_SHARED(stages, Memory);
   gpu::WaitForPrevious();
-  TileProduct<kEpilogue, T, Y, Tile>(a, stages).Run();
+  TileProduct<kEpilogue, T, Y, W, Tile>(a, stages).Run();
 }
 
-template <Epilogue kEpilogue, typename Tile, typename T, typename Y>
-void Launch(gpu::StreamHandle handle, const MatMulArguments<T, Y>& a) {
+template <Epilogue kEpilogue, typename Tile, typename T, typename Y, typename W>
+void Launch(gpu::StreamHandle handle, const MatMulArguments<T, Y, W>& a) {
   // Row tiles side by side: the blocks that run together share their tiles of W.
   const dim3 grid(Blocks(a.rows, Tile::kRows),
                   Blocks(OutputsOf<kEpilogue>(a), Outputs<kEpilogue>(Tile::kColumns)));
-  gpu::LaunchDependent({grid, dim3(Tile::kThreads), Tile::kStages * sizeof(Stage<T, Tile>), handle},
-                       MatMulTiles<kEpilogue, T, Y, Tile>, a);
+  constexpr size_t kMemory = Tile::kStages * sizeof(Stage<T, W, Tile>);
+  gpu::LaunchDependent({grid, dim3(Tile::kThreads), kMemory, handle},
+                       MatMulTiles<kEpilogue, T, Y, W, Tile>, a);
 }
 
 }  // namespace
 
-template <Epilogue kEpilogue, typename T, typename Y>
-void LaunchMatMulTiles(gpu::StreamHandle handle, bool large, const MatMulArguments<T, Y>& a) {
+template <Epilogue kEpilogue, typename T, typename Y, typename W>
+void LaunchMatMulTiles(gpu::StreamHandle handle, bool large, const MatMulArguments<T, Y, W>& a) {
   large ? Launch<kEpilogue, Large>(handle, a) : Launch<kEpilogue, Small>(handle, a);
 }
 
@@ -190,5 +195,17 @@ template void LaunchMatMulTiles<Epilogue::kSwiGlu>(
     gpu::StreamHandle, bool, const MatMulArguments<__nv_bfloat16, __nv_bfloat16>&);
 template void LaunchMatMulTiles<Epilogue::kSwiGlu>(gpu::StreamHandle, bool,
                                                    const MatMulArguments<__half, __half>&);
+template void LaunchMatMulTiles<Epilogue::kStore>(
+    gpu::StreamHandle, bool, const MatMulArguments<__nv_bfloat16, __nv_bfloat16, E4M3>&);
+template void LaunchMatMulTiles<Epilogue::kStore>(
+    gpu::StreamHandle, bool, const MatMulArguments<__nv_bfloat16, float, E4M3>&);
+template void LaunchMatMulTiles<Epilogue::kStore>(gpu::StreamHandle, bool,
+                                                  const MatMulArguments<__half, __half, E4M3>&);
+template void LaunchMatMulTiles<Epilogue::kStore>(gpu::StreamHandle, bool,
+                                                  const MatMulArguments<__half, float, E4M3>&);
+template void LaunchMatMulTiles<Epilogue::kSwiGlu>(
+    gpu::StreamHandle, bool, const MatMulArguments<__nv_bfloat16, __nv_bfloat16, E4M3>&);
+template void LaunchMatMulTiles<Epilogue::kSwiGlu>(gpu::StreamHandle, bool,
+                                                   const MatMulArguments<__half, __half, E4M3>&);
 
 }  // namespace trireme::cuda

@@ -120,6 +120,14 @@ TEST(OpCostTest, MatMulMovesEveryOperandOnce) {
   EXPECT_EQ(cost.bytes, 10 * 20 * 2 + 3 * 20 * 4 + 3 * 10 * 4);
 }
 
+TEST(OpCostTest, WeightsOfE4M3AreAByteEachAndAScaleARow) {
+  const OpCost cost = MatMulCost(3, 10, 20, DType::kF32, DType::kE4M3);
+  EXPECT_EQ(cost.flops, 2.0 * 3 * 10 * 20);
+  EXPECT_EQ(cost.bytes, 10 * 20 + 10 * 4 + 3 * 20 * 4 + 3 * 10 * 4);
+  EXPECT_EQ(MatMulSwiGluCost(1, 10, 20, DType::kBF16, DType::kE4M3).bytes,
+            20 * 20 + 20 * 4 + 20 * 2 + 10 * 2);
+}
+
 TEST(OpCostTest, MatMulSwiGluSavesStoringAndReadingWhatIsBetweenTheTwo) {
   const OpCost product = MatMulCost(3, 20, 7, DType::kBF16, DType::kBF16);
   const OpCost gated = SiluAndMulCost(3, 10, DType::kBF16);
