@@ -133,6 +133,9 @@ class Bench {
     bool saved = baseline_.is_object();
     for (const char* key : kComparedRates)
       saved = saved && baseline_.contains(key) && baseline_[key].is_number();
+    // Results from before there was quantisation do not say so.
+    if (saved && !baseline_.contains("quantization"))
+      baseline_["quantization"] = Name(Quantization::kNone);
     if (saved) return absl::OkStatus();
     return absl::InvalidArgumentError(
         absl::StrCat("--compare ", flags_.compare, ": not a saved bench result"));
@@ -142,8 +145,8 @@ class Bench {
   absl::Status CheckBaseline() const {
     if (flags_.compare.empty()) return absl::OkStatus();
     const Json now = Description();
-    for (const char* key : {"bench", "model", "dtype", "tp", "pp", "threads", "sequences",
-                            "input_len", "output_len"}) {
+    for (const char* key : {"bench", "model", "dtype", "quantization", "tp", "pp", "threads",
+                            "sequences", "input_len", "output_len"}) {
       if (!baseline_.contains(key) || baseline_[key] != now[key]) {
         return absl::InvalidArgumentError(absl::StrCat("--compare ", flags_.compare, ": its \"",
                                                        key,
@@ -212,11 +215,14 @@ class Bench {
   // rows it does not touch, and of the cache what its sequences attended to.
   double DecodeBytes(const EngineStats& stats) const {
     const ModelConfig& config = worker_->config();
-    double weights = static_cast<double>(TotalParameters(config));
-    if (!config.tied_head) weights -= static_cast<double>(config.vocab_size * config.hidden_size);
+    const auto size = static_cast<double>(SizeOf(worker_->dtype()));
+    double weights = static_cast<double>(
+        PlanRankBytes(config, {}, worker_->dtype(), {}, worker_->options().quantization)[0]
+            .weight_bytes);
+    if (!config.tied_head)
+      weights -= size * static_cast<double>(config.vocab_size * config.hidden_size);
     const double kv = 2.0 * AttendedPositions(stats) * config.num_kv_heads * config.head_dim;
-    return (weights * static_cast<double>(stats.decode_steps) + kv) *
-           static_cast<double>(SizeOf(worker_->dtype()));
+    return weights * static_cast<double>(stats.decode_steps) + kv * size;
   }
   // Their multiply-adds: the bound, instead of reading, where many sequences share the weights.
   double DecodeFlops(const EngineStats& stats) const {
@@ -261,6 +267,7 @@ class Bench {
             {"processor", ProcessorName()},
             {"model", flags_.model.model_dir},
             {"dtype", Name(worker_->dtype())},
+            {"quantization", Name(worker_->options().quantization)},
             {"tp", topology.tp_size},
             {"pp", topology.pp_size},
             {"threads", worker_->stream().device().spec().threads},

@@ -66,6 +66,9 @@ void AddModelFlags(CLI::App* app, ModelFlags* flags) {
                   "Layers of each pipeline stage, e.g. 9,7 (default: balanced)");
   app->add_option("--dtype", flags->dtype, "auto (the checkpoint's), f32, bf16 or f16")
       ->capture_default_str();
+  app->add_option("--quantization", flags->quantization,
+                  "none, or fp8: the linear layers' weights as e4m3, quantised while loading")
+      ->capture_default_str();
 }
 
 void AddServingFlags(CLI::App* app, ServingFlags* flags) {

@@ -34,6 +34,7 @@ struct ModelFlags {
   std::string matmul = "own";
   int threads = 0;  // per rank; 0 = cores of the host / ranks on it
   std::string dtype = "auto";
+  std::string quantization = "none";
   int64_t max_model_len = 0;
   int64_t max_num_seqs = 64;
   int64_t max_num_batched_tokens = 512;

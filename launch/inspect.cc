@@ -16,10 +16,12 @@ namespace {
 // As LoadWorker would plan it: without a limit, room for max-num-seqs of the longest sequences.
 absl::StatusOr<std::string> DescribeLedger(const InspectFlags& flags, const ModelConfig& config,
                                            const Topology& topology, DType storage,
+                                           Quantization quantization,
                                            const std::vector<int64_t>& split) {
   const ModelFlags& model = flags.model;
   WorkerOptions options;
   options.dtype = storage;
+  options.quantization = quantization;
   options.pp_split = split;
   options.page_size = model.page_size;
   options.max_num_seqs = model.max_num_seqs;
@@ -61,6 +63,7 @@ absl::StatusOr<std::string> Describe(const InspectFlags& flags) {
   ASSIGN_OR_RETURN(const std::unique_ptr<WeightLoader> loader, WeightLoader::Open(model.model_dir));
   RETURN_IF_ERROR(loader->Check(AllWeightSpecs(config)));
   const DType storage = dtype.value_or(config.dtype);
+  ASSIGN_OR_RETURN(const Quantization quantization, ParseQuantization(model.quantization));
   ASSIGN_OR_RETURN(const std::vector<int64_t> split, ParseSplit(model.pp_split));
   if (absl::Status fits = CheckSplit(config, topology.pp_size, split); !fits.ok())
     return UsageError(std::string(fits.message()));
@@ -68,8 +71,9 @@ absl::StatusOr<std::string> Describe(const InspectFlags& flags) {
   if (!model.kv_cache_memory.empty())
     RETURN_IF_ERROR(ParseBytes("--kv-cache-memory", model.kv_cache_memory).status());
   RETURN_IF_ERROR(MemoryLimit(model).status());
-  if (flags.ledger) return DescribeLedger(flags, config, topology, storage, split);
-  const std::vector<RankBytes> ranks = PlanRankBytes(config, topology, storage, split);
+  if (flags.ledger) return DescribeLedger(flags, config, topology, storage, quantization, split);
+  const std::vector<RankBytes> ranks =
+      PlanRankBytes(config, topology, storage, split, quantization);
   if (flags.json) {
     nlohmann::ordered_json out{{"architecture", config.architecture},
                                {"parameters", TotalParameters(config)},
@@ -82,6 +86,7 @@ absl::StatusOr<std::string> Describe(const InspectFlags& flags) {
                                {"vocab_size", config.vocab_size},
                                {"max_positions", config.max_positions},
                                {"dtype", Name(storage)},
+                               {"quantization", Name(quantization)},
                                {"tp", topology.tp_size},
                                {"pp", topology.pp_size},
                                {"dp", topology.dp_size}};
@@ -96,11 +101,12 @@ absl::StatusOr<std::string> Describe(const InspectFlags& flags) {
     return out.dump(2) + "\n";
   }
   std::string out = absl::StrFormat(
-      "%s, %d parameters, %s\n"
+      "%s, %d parameters, %s%s\n"
       "hidden %d, intermediate %d, layers %d, heads %d (KV %d) of %d, vocabulary %d, positions "
       "%d%s%s\n\n"
       "tp %d x pp %d x dp %d\n%6s  %-10s %12s %12s %14s\n",
-      config.architecture, TotalParameters(config), Name(storage), config.hidden_size,
+      config.architecture, TotalParameters(config), Name(storage),
+      quantization == Quantization::kNone ? "" : ", linear layers e4m3", config.hidden_size,
       config.intermediate_size, config.num_layers, config.num_heads, config.num_kv_heads,
       config.head_dim, config.vocab_size, config.max_positions,
       config.tied_head ? ", tied head" : "",

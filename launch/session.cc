@@ -99,6 +99,13 @@ absl::StatusOr<std::optional<DType>> ParseDType(const std::string& text) {
   return UsageError(absl::StrCat("--dtype ", text, ": must be auto, f32, bf16 or f16"));
 }
 
+absl::StatusOr<Quantization> ParseQuantization(const std::string& text) {
+  for (const Quantization known : {Quantization::kNone, Quantization::kFp8}) {
+    if (text == Name(known)) return known;
+  }
+  return UsageError(absl::StrCat("--quantization ", text, ": must be none or fp8"));
+}
+
 absl::StatusOr<int64_t> ParseBytes(const std::string& flag, const std::string& text) {
   char* end = nullptr;
   errno = 0;
@@ -219,6 +226,7 @@ absl::StatusOr<int64_t> MemoryLimit(const ModelFlags& flags) {
 absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(ControlPlane& control, const Topology& topology,
                                                    const ModelFlags& flags, const Demand& demand) {
   ASSIGN_OR_RETURN(const std::optional<DType> dtype, ParseDType(flags.dtype));
+  ASSIGN_OR_RETURN(const Quantization quantization, ParseQuantization(flags.quantization));
   RETURN_IF_ERROR(control.EnterPhase(Phase::kLoad));
   absl::StatusOr<ModelConfig> config = LoadModelConfig(flags.model_dir);
   RETURN_IF_ERROR(control.Agree(config.status()));
@@ -239,6 +247,7 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(ControlPlane& control, const 
     };
   }
   options.dtype = dtype;
+  options.quantization = quantization;
   options.page_size = flags.page_size;
   options.max_num_batched_tokens = flags.max_num_batched_tokens;
   options.max_num_seqs =

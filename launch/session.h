@@ -31,6 +31,7 @@ absl::StatusOr<Topology> AgreeOnTopology(ControlPlane& control, const ModelFlags
 
 // "bf16", "bfloat16", "half", ...; nullopt for "auto". Usage error otherwise.
 absl::StatusOr<std::optional<DType>> ParseDType(const std::string& text);
+absl::StatusOr<Quantization> ParseQuantization(const std::string& text);
 // "512", "64MiB", "2G". Usage error otherwise.
 absl::StatusOr<int64_t> ParseBytes(const std::string& flag, const std::string& text);
 

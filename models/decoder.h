@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/device.h"
 #include "kernels/ops.h"
+#include "kernels/quantize.h"
 #include "models/batch.h"
 #include "models/config.h"
 #include "models/kv_cache.h"
@@ -20,7 +21,10 @@
 namespace trireme {
 
 struct DecoderOptions {
-  DType dtype = DType::kF32;       // of weights, activations and KV cache
+  DType dtype = DType::kF32;  // of weights that are not quantised, activations and KV cache
+  Quantization quantization = Quantization::kNone;
+  // With quantisation on several tensor-parallel ranks, the result of RowMaxima over all of them.
+  std::vector<float> row_maxima;
   int64_t max_batch_tokens = 512;  // the largest T
   int64_t max_logit_rows = 64;     // the largest R
   int64_t max_sequences = 64;      // the largest S
@@ -39,6 +43,15 @@ class Decoder {
                                                        const ProcessGroups& groups,
                                                        WeightLoader& loader, Stream& stream,
                                                        const DecoderOptions& options);
+
+  // Quantised, a row of a linear layer has one scale whatever ranks it is cut over, so that all
+  // layouts compute with the same weights. Those of o and down are cut: the largest magnitudes in
+  // this rank's piece of each, [layers of this stage][o, down][H]. The caller takes the maximum
+  // over the ranks.
+  static absl::StatusOr<std::vector<float>> RowMaxima(const ModelConfig& config,
+                                                      const ProcessGroups& groups,
+                                                      WeightLoader& loader,
+                                                      const std::vector<int64_t>& pp_split);
 
   // hidden [T, H] = the tokens' embeddings. First stage only.
   void Embed(Stream& stream, const Batch& batch, TensorView hidden);

@@ -21,7 +21,8 @@ class Decoder::Builder {
         stream_(stream),
         options_(options),
         tp_(decoder.groups_->tp_index()),
-        tp_size_(decoder.groups_->topology.tp_size) {}
+        tp_size_(decoder.groups_->topology.tp_size),
+        total_bytes_(loader.bytes_read()) {}
 
   // Vectors one after the other. An empty name means that the model has none.
   absl::Status Vector(const std::vector<const WeightSpec*>& specs, Tensor& out) {
@@ -29,7 +30,7 @@ class Decoder::Builder {
     const int64_t length = RowsOf(specs);
     std::vector<char> host(static_cast<size_t>(length) * SizeOf(decoder_.dtype_));
     const TensorView all(host.data(), decoder_.dtype_, Shape{length});
-    RETURN_IF_ERROR(Read(specs, 0, all));
+    RETURN_IF_ERROR(Read(specs, 0, all, /*finite=*/false));
     ASSIGN_OR_RETURN(out, Tensor::Create(stream_.device(), all.dtype, all.shape));
     stream_.Copy(out.view().data, all.data, static_cast<size_t>(all.bytes()));
     RETURN_IF_ERROR(stream_.Synchronize());
@@ -39,14 +40,21 @@ class Decoder::Builder {
 
   // Matrices stacked by rows. Pointer is a unique_ptr or a shared_ptr.
   template <typename Pointer>
-  absl::Status Linear(const std::vector<const WeightSpec*>& specs, Pointer& out,
-                      LinearUse use = LinearUse::kMatMul) {
+  absl::Status Linear(const std::vector<const WeightSpec*>& specs, Pointer& out) {
+    return Linear(specs, out, decoder_.dtype_, LinearUse::kMatMul, nullptr);
+  }
+  template <typename Pointer>
+  absl::Status Linear(const std::vector<const WeightSpec*>& specs, Pointer& out, DType dtype,
+                      LinearUse use, const float* row_maxima) {
     const WeightSpec& first = *specs[0];
     const int64_t columns =
         first.split == Split::kCols ? PieceOfSpec(first, tp_, tp_size_).size() : first.shape[1];
-    const auto source = [&](int64_t row, TensorView rows) { return Read(specs, row, rows); };
-    ASSIGN_OR_RETURN(out,
-                     PackLinearFrom(stream_, RowsOf(specs), columns, decoder_.dtype_, source, use));
+    const bool finite = dtype == DType::kE4M3;
+    const auto source = [&](int64_t row, TensorView rows) {
+      return Read(specs, row, rows, finite);
+    };
+    ASSIGN_OR_RETURN(
+        out, PackLinearFrom(stream_, RowsOf(specs), columns, dtype, source, use, row_maxima));
     RETURN_IF_ERROR(stream_.Synchronize());
     decoder_.weight_bytes_ += out->bytes;
     return absl::OkStatus();
@@ -64,16 +72,23 @@ class Decoder::Builder {
 
   absl::Status LoadLayer(int64_t index, const LayerWeightSpecs& specs, Layer& layer) {
     RETURN_IF_ERROR(Vector({&specs.input_norm}, layer.input_norm));
-    RETURN_IF_ERROR(Linear({&specs.q, &specs.k, &specs.v}, layer.qkv));
+    const DType type = options_.quantization == Quantization::kFp8 ? DType::kE4M3 : decoder_.dtype_;
+    // Of the whole rows of o and down, where they are cut.
+    const int64_t at = 2 * (index - decoder_.layer_range_.begin) * decoder_.config_.hidden_size;
+    const bool cut = !options_.row_maxima.empty();
+    const float* o_maxima = cut ? options_.row_maxima.data() + at : nullptr;
+    const float* down_maxima = cut ? o_maxima + decoder_.config_.hidden_size : nullptr;
+    constexpr LinearUse kPlain = LinearUse::kMatMul, kGated = LinearUse::kMatMulSwiGlu;
+    RETURN_IF_ERROR(Linear({&specs.q, &specs.k, &specs.v}, layer.qkv, type, kPlain, nullptr));
     RETURN_IF_ERROR(Vector({&specs.q_bias, &specs.k_bias, &specs.v_bias}, layer.qkv_bias));
     RETURN_IF_ERROR(Vector({&specs.q_norm}, layer.q_norm));
     RETURN_IF_ERROR(Vector({&specs.k_norm}, layer.k_norm));
-    RETURN_IF_ERROR(Linear({&specs.o}, layer.o));
+    RETURN_IF_ERROR(Linear({&specs.o}, layer.o, type, kPlain, o_maxima));
     RETURN_IF_ERROR(BiasOnce(specs.o_bias, layer.o_bias));
     RETURN_IF_ERROR(Vector({&specs.post_norm}, layer.post_norm));
-    RETURN_IF_ERROR(Linear({&specs.gate, &specs.up}, layer.gate_up, LinearUse::kMatMulSwiGlu));
+    RETURN_IF_ERROR(Linear({&specs.gate, &specs.up}, layer.gate_up, type, kGated, nullptr));
     RETURN_IF_ERROR(Vector({&specs.gate_bias, &specs.up_bias}, layer.gate_up_bias));
-    RETURN_IF_ERROR(Linear({&specs.down}, layer.down));
+    RETURN_IF_ERROR(Linear({&specs.down}, layer.down, type, kPlain, down_maxima));
     RETURN_IF_ERROR(BiasOnce(specs.down_bias, layer.down_bias));
     layer.attention.scale = 1.0f / std::sqrt(static_cast<float>(decoder_.config_.head_dim));
     layer.attention.sliding_window = decoder_.config_.SlidingWindow(index);
@@ -147,15 +162,18 @@ class Decoder::Builder {
     return rows;
   }
 
-  // Rows [row, row + out.dim(0)) of this rank's pieces of `specs`, stacked. Called from several
-  // threads.
-  absl::Status Read(const std::vector<const WeightSpec*>& specs, int64_t row, TensorView out) {
+  // Rows [row, row + out.dim(0)) of this rank's pieces of `specs`, stacked; `finite`: others are an
+  // error. Called from several threads.
+  absl::Status Read(const std::vector<const WeightSpec*>& specs, int64_t row, TensorView out,
+                    bool finite) {
     int64_t begin = 0, done = 0;
     for (const WeightSpec* spec : specs) {
       const int64_t rows = RowsOf(*spec), first = row + done - begin;
       if (done < out.dim(0) && first < rows) {
         const int64_t count = std::min(rows - first, out.dim(0) - done);
-        RETURN_IF_ERROR(loader_.LoadRows(*spec, tp_, tp_size_, first, out.Rows(done, count)));
+        const TensorView part = out.Rows(done, count);
+        RETURN_IF_ERROR(loader_.LoadRows(*spec, tp_, tp_size_, first, part));
+        if (finite) RETURN_IF_ERROR(loader_.CheckFinite(*spec, first, part));
         done += count;
       }
       begin += rows;
@@ -173,8 +191,26 @@ class Decoder::Builder {
   const DecoderOptions& options_;
   const int tp_, tp_size_;
   std::mutex progress_;
-  int64_t total_bytes_ = 0;
+  int64_t total_bytes_;  // read before, and to be read
 };
+
+absl::StatusOr<std::vector<float>> Decoder::RowMaxima(const ModelConfig& config,
+                                                      const ProcessGroups& groups,
+                                                      WeightLoader& loader,
+                                                      const std::vector<int64_t>& pp_split) {
+  const DecoderWeightSpecs specs = WeightSpecsOf(config);
+  RETURN_IF_ERROR(loader.Check(AllWeightSpecs(config)));
+  const Range layers = StageLayers(config, groups.topology.pp_size, pp_split)[groups.pp_index()];
+  std::vector<float> maxima(2 * layers.size() * config.hidden_size);
+  float* out = maxima.data();
+  for (int64_t i = layers.begin; i < layers.end; ++i) {
+    for (const WeightSpec* spec : {&specs.layers[i].o, &specs.layers[i].down}) {
+      RETURN_IF_ERROR(loader.RowMaxima(*spec, groups.tp_index(), groups.topology.tp_size, out));
+      out += config.hidden_size;
+    }
+  }
+  return maxima;
+}
 
 absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const ModelConfig& config,
                                                        const ProcessGroups& groups,
@@ -187,6 +223,8 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const ModelConfig& config
   decoder->groups_ = &groups;
   decoder->dtype_ = options.dtype;
   const int tp = groups.tp_index(), tp_size = groups.topology.tp_size;
+  CHECK(options.quantization == Quantization::kNone || options.row_maxima.empty() == (tp_size == 1))
+      << "the rows' maxima are for quantised layers that are cut";
   decoder->layer_range_ =
       StageLayers(config, groups.topology.pp_size, options.pp_split)[groups.pp_index()];
   decoder->vocabulary_ = PieceOfSpec(specs.head, tp, tp_size);

@@ -29,6 +29,18 @@ int64_t LayerElements(const LayerWeightSpecs& layer, int part, int parts) {
   return sum;
 }
 
+// What quantising a layer's matrices saves: each element but a byte, less a scale for each row.
+int64_t SavedBytes(const LayerWeightSpecs& layer, int part, int parts, int64_t size) {
+  int64_t saved = 0;
+  for (const WeightSpec* spec : LinearSpecsOf(layer)) {
+    const int64_t elements = PieceElements(*spec, part, parts);
+    const int64_t rows =
+        spec->split == Split::kRows ? PieceOfSpec(*spec, part, parts).size() : spec->shape[0];
+    saved += elements * (size - 1) - rows * int64_t{sizeof(float)};
+  }
+  return saved;
+}
+
 }  // namespace
 
 absl::Status CheckSplit(const ModelConfig& config, int pp, const std::vector<int64_t>& split) {
@@ -73,7 +85,8 @@ std::vector<Range> StageLayers(const ModelConfig& config, int pp,
 }
 
 std::vector<RankBytes> PlanRankBytes(const ModelConfig& config, const Topology& topology,
-                                     DType dtype, const std::vector<int64_t>& split) {
+                                     DType dtype, const std::vector<int64_t>& split,
+                                     Quantization quantization) {
   const std::vector<Range> stages = StageLayers(config, topology.pp_size, split);
   const LayerWeightSpecs layer = AnyLayer(config);
   ModelConfig one = config;
@@ -93,6 +106,8 @@ std::vector<RankBytes> PlanRankBytes(const ModelConfig& config, const Topology& 
     if (last && !(first && config.tied_head))
       bytes.parameters += PieceElements(specs.head, tp, parts);
     bytes.weight_bytes = bytes.parameters * size;
+    if (quantization == Quantization::kFp8)
+      bytes.weight_bytes -= bytes.layers.size() * SavedBytes(layer, tp, parts, size);
     bytes.kv_bytes_per_token =
         2 * bytes.layers.size() * PieceOfSpec(layer.k, tp, parts).size() * size;
     out.push_back(bytes);

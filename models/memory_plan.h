@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/dtype.h"
+#include "kernels/quantize.h"
 #include "models/config.h"
 #include "parallel/topology.h"
 
@@ -17,7 +18,7 @@ namespace trireme {
 struct RankBytes {
   int rank = 0;
   Range layers;              // of this rank's stage
-  int64_t weight_bytes = 0;  // parameters * SizeOf(dtype)
+  int64_t weight_bytes = 0;  // parameters * SizeOf(dtype); quantised ones 1, and 4 a row
   int64_t kv_bytes_per_token =
       0;  // keys and values of this stage's layers and this rank's KV heads, stored as dtype
   int64_t parameters = 0;
@@ -35,7 +36,8 @@ absl::Status CheckSplit(const ModelConfig& config, int pp, const std::vector<int
 // One entry for each of topology.world_size() ranks. A tied embedding counts once where the first
 // stage is the last, else on both. REQUIRES: CheckTensorParallel(config, topology).ok().
 std::vector<RankBytes> PlanRankBytes(const ModelConfig& config, const Topology& topology,
-                                     DType dtype, const std::vector<int64_t>& split = {});
+                                     DType dtype, const std::vector<int64_t>& split = {},
+                                     Quantization quantization = Quantization::kNone);
 
 // KV pages of page_size tokens that `bytes` of a rank hold, on the rank where a page is largest.
 // InvalidArgument when there is no room for one.

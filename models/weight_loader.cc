@@ -1,12 +1,14 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "kernels/quantize.h"
 #include "kernels/status.h"
 #include "models/float_convert.h"
 #include "models/json_file.h"
@@ -237,6 +239,33 @@ absl::Status WeightLoader::LoadRows(const WeightSpec& spec, int part, int parts,
     RETURN_IF_ERROR(ReadRun(*located.file, offset, entry.dtype, runs.length, dst.dtype, out));
     out += runs.length * static_cast<int64_t>(SizeOf(dst.dtype));
     bytes_read_ += runs.length * size;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WeightLoader::RowMaxima(const WeightSpec& spec, int part, int parts, float* maxima) {
+  const int64_t piece = PieceOfSpec(spec, part, parts).size();
+  const bool columns = spec.split == Split::kCols;
+  const int64_t rows = columns ? spec.shape[0] : piece, width = columns ? piece : spec.shape[1];
+  const int64_t step = std::clamp<int64_t>(kConvertChunkBytes / (4 * width), 1, rows);
+  std::vector<float> values(step * width);
+  for (int64_t first = 0; first < rows; first += step) {
+    const TensorView some(values.data(), DType::kF32, {std::min(step, rows - first), width});
+    RETURN_IF_ERROR(LoadRows(spec, part, parts, first, some));
+    RETURN_IF_ERROR(CheckFinite(spec, first, some));
+    for (int64_t r = 0; r < some.dim(0); ++r)
+      maxima[first + r] = RowMaximum(some.row<float>(r), width);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WeightLoader::CheckFinite(const WeightSpec& spec, int64_t first_row,
+                                       ConstTensorView rows) const {
+  for (int64_t r = 0; r < rows.dim(0); ++r) {
+    if (std::isfinite(RowMaximum(rows.row<float>(r), rows.dim(1)))) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        model_dir_, ": tensor ", Quoted(spec.name), " holds NaN or infinity in row ", first_row + r,
+        " of this rank's piece; --quantization fp8 takes finite weights only"));
   }
   return absl::OkStatus();
 }

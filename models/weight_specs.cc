@@ -73,6 +73,10 @@ DecoderWeightSpecs WeightSpecsOf(const ModelConfig& config) {
   return out;
 }
 
+std::vector<const WeightSpec*> LinearSpecsOf(const LayerWeightSpecs& layer) {
+  return {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down};
+}
+
 std::vector<WeightSpec> SpecsOfLayer(const LayerWeightSpecs& layer) {
   std::vector<WeightSpec> out;
   for (const WeightSpec* spec :

@@ -48,6 +48,8 @@ struct DecoderWeightSpecs {
   WeightSpec head;                       // [V, H]; the embedding again when tied
 };
 DecoderWeightSpecs WeightSpecsOf(const ModelConfig& config);
+// The linear layers of one layer, those that quantisation is for.
+std::vector<const WeightSpec*> LinearSpecsOf(const LayerWeightSpecs& layer);
 // All specs of the whole model, in file order, without empty ones and without the tied head's
 // second mention.
 std::vector<WeightSpec> AllWeightSpecs(const ModelConfig& config);
@@ -80,6 +82,11 @@ class WeightLoader {
   // The same for the rows [first_row, first_row + dst.dim(0)) of the piece.
   absl::Status LoadRows(const WeightSpec& spec, int part, int parts, int64_t first_row,
                         TensorView dst);
+  // The largest magnitude of each row of this part's piece, into maxima [rows of the piece].
+  // InvalidArgument names the tensor where one is not finite.
+  absl::Status RowMaxima(const WeightSpec& spec, int part, int parts, float* maxima);
+  // InvalidArgument where rows [R, K], f32, that were loaded from row first_row on are not finite.
+  absl::Status CheckFinite(const WeightSpec& spec, int64_t first_row, ConstTensorView rows) const;
   // Bytes read from tensor data so far.
   int64_t bytes_read() const { return bytes_read_; }
   // Of all tensors of all files.

@@ -53,7 +53,8 @@ std::vector<Ledger> PlanLedgers(const ModelConfig& config, const Topology& topol
   const auto size = static_cast<int64_t>(SizeOf(o.dtype));
   const int64_t pages_per_sequence = (o.max_model_len + o.page_size - 1) / o.page_size;
   std::vector<Ledger> out;
-  for (const RankBytes& rank : PlanRankBytes(config, topology, o.dtype, o.pp_split)) {
+  for (const RankBytes& rank :
+       PlanRankBytes(config, topology, o.dtype, o.pp_split, o.quantization)) {
     const bool last = topology.PpIndex(rank.rank) == topology.pp_size - 1;
     const int tp = topology.TpIndex(rank.rank);
     Ledger ledger;

@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/dtype.h"
+#include "kernels/quantize.h"
 #include "models/config.h"
 #include "parallel/topology.h"
 
@@ -40,6 +41,7 @@ struct Ledger {
 // Sizes as in WorkerOptions, with every 0 resolved.
 struct LedgerOptions {
   DType dtype = DType::kF32;
+  Quantization quantization = Quantization::kNone;
   int64_t max_model_len = 0;
   int64_t max_num_seqs = 0;
   int64_t max_num_batched_tokens = 0;

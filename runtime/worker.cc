@@ -1,6 +1,7 @@
 #include "runtime/worker.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -51,7 +52,10 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Load(ControlPlane& control,
   }
   RETURN_IF_ERROR(control.Agree(worker->ResolveOptions()));
   RETURN_IF_ERROR(control.Agree(worker->SizePool()));
-  RETURN_IF_ERROR(control.Agree(worker->LoadShard(model_dir)));
+  absl::StatusOr<std::unique_ptr<WeightLoader>> loader = WeightLoader::Open(model_dir);
+  RETURN_IF_ERROR(control.Agree(loader.status()));
+  ASSIGN_OR_RETURN(std::vector<float> row_maxima, worker->GatherRowMaxima(**loader));
+  RETURN_IF_ERROR(control.Agree(worker->LoadShard(**loader, std::move(row_maxima))));
   worker->groups_.tp->Reserve(LargestSumBytes(worker->config_, worker->ledger_options()));
   const auto compare = [&worker] {
     return CompareLedgers(worker->planned_ledger(), worker->measured_ledger());
@@ -75,13 +79,35 @@ absl::Status Worker::ResolveOptions() {
   return absl::OkStatus();
 }
 
-absl::Status Worker::LoadShard(const std::string& model_dir) {
+absl::StatusOr<std::vector<float>> Worker::GatherRowMaxima(WeightLoader& loader) {
+  const Topology& topology = groups_.topology;
+  if (options_.quantization == Quantization::kNone || topology.tp_size == 1)
+    return std::vector<float>();
+  absl::StatusOr<std::vector<float>> mine =
+      Decoder::RowMaxima(config_, groups_, loader, options_.pp_split);
+  RETURN_IF_ERROR(control_->Agree(mine.status()));
+  const std::vector<std::string> all = control_->AllGather(
+      std::string(reinterpret_cast<const char*>(mine->data()), mine->size() * sizeof(float)));
+  for (int tp = 0; tp < topology.tp_size; ++tp) {
+    const std::string& theirs = all[topology.RankOf(groups_.dp_index(), groups_.pp_index(), tp)];
+    CHECK_EQ(theirs.size(), mine->size() * sizeof(float)) << "ranks of a stage hold its layers";
+    for (size_t i = 0; i < mine->size(); ++i) {
+      float maximum;
+      std::memcpy(&maximum, theirs.data() + i * sizeof(float), sizeof(float));
+      (*mine)[i] = std::max((*mine)[i], maximum);
+    }
+  }
+  return mine;
+}
+
+absl::Status Worker::LoadShard(WeightLoader& loader, std::vector<float> row_maxima) {
   WorkerOptions& o = options_;
   const int64_t pages_per_sequence = o.pages_per_sequence();
   ASSIGN_OR_RETURN(stream_, device_->NewStream());
-  ASSIGN_OR_RETURN(std::unique_ptr<WeightLoader> loader, WeightLoader::Open(model_dir));
-  ASSIGN_OR_RETURN(decoder_, Decoder::Load(config_, groups_, *loader, *stream_,
+  ASSIGN_OR_RETURN(decoder_, Decoder::Load(config_, groups_, loader, *stream_,
                                            {.dtype = *o.dtype,
+                                            .quantization = o.quantization,
+                                            .row_maxima = std::move(row_maxima),
                                             .max_batch_tokens = o.max_num_batched_tokens,
                                             .max_logit_rows = o.max_logit_rows,
                                             .max_sequences = o.max_num_seqs,
@@ -90,7 +116,7 @@ absl::Status Worker::LoadShard(const std::string& model_dir) {
                                             .pp_split = o.pp_split,
                                             .progress = o.progress}));
   o.progress = nullptr;
-  checkpoint_bytes_read_ = loader->bytes_read();
+  checkpoint_bytes_read_ = loader.bytes_read();
   ASSIGN_OR_RETURN(kv_, KvCache::Create(*device_, {.layers = decoder_->layers().size(),
                                                    .pages = o.num_pages,
                                                    .page_size = o.page_size,

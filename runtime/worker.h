@@ -27,6 +27,7 @@ struct WorkerOptions {
   ProcessGroupOptions groups{};
   std::optional<DType>
       dtype{};  // of weights, activations and KV cache; the checkpoint's own when empty
+  Quantization quantization = Quantization::kNone;
   int64_t max_model_len = 0;             // tokens of a sequence; 0 = the model's own limit
   int64_t max_num_seqs = 64;             // sequences running at once
   int64_t max_num_batched_tokens = 512;  // tokens of a micro-batch
@@ -107,7 +108,10 @@ class Worker {
   absl::Status ResolveOptions();
   // num_pages, by the memory of all ranks. Collective.
   absl::Status SizePool();
-  absl::Status LoadShard(const std::string& model_dir);
+  // The maxima of the whole rows of layers that tensor parallelism cuts within their rows, where
+  // quantisation needs them. Collective.
+  absl::StatusOr<std::vector<float>> GatherRowMaxima(WeightLoader& loader);
+  absl::Status LoadShard(WeightLoader& loader, std::vector<float> row_maxima);
   LedgerOptions ledger_options() const;
   int64_t communicator_bytes() const;
   // Captures the decode steps of all sizes; worker_graphs.cc.

@@ -11,6 +11,7 @@ namespace trireme {
 
 LedgerOptions LedgerOptionsOf(const WorkerOptions& options, DType dtype) {
   return {.dtype = dtype,
+          .quantization = options.quantization,
           .max_model_len = options.max_model_len,
           .max_num_seqs = options.max_num_seqs,
           .max_num_batched_tokens = options.max_num_batched_tokens,

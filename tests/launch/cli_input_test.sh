@@ -32,6 +32,9 @@ expect 2 '^trireme: --stop: a stop string is empty' "$trireme" generate "$model"
 printf '{"prompt": "a", "top_p": 2}\n' >"$work/p.jsonl"
 expect 2 'p.jsonl:1: top-p is 2; ' "$trireme" generate "$model" --prompts "$work/p.jsonl"
 expect 2 'dtype' "$trireme" generate "$model" --prompt x --dtype int3
+for command in "generate $model --prompt x" "eval $model --ids $work/ids" "bench latency $model" "inspect $model"; do
+  expect 2 '^trireme: --quantization int3: must be none or fp8' "$trireme" $command --quantization int3
+done
 expect 2 'matmul' "$trireme" generate "$model" --prompt x --matmul fast
 expect 2 'device' "$trireme" generate "$model" --prompt x --device tpu
 expect 2 'threads' "$trireme" generate "$model" --prompt x --threads 100000

@@ -51,6 +51,25 @@ TEST(MemoryPlanTest, OneRankHoldsTheModel) {
   EXPECT_EQ(plan[0].layers, (Range{0, 32}));
 }
 
+// The published sizes of the blocks' matrices: a byte each and 4 for a row; the rest as it was.
+TEST(MemoryPlanTest, QuantizedLinearLayers) {
+  const ModelConfig config = Named("llama-3.1-8b");
+  const int64_t qkv_rows = 4096 + 2 * 1024, mlp = 14336;
+  const int64_t elements = 32 * (qkv_rows * 4096 + 4096 * 4096 + 3 * mlp * 4096);
+  const int64_t rows = 32 * (qkv_rows + 4096 + 2 * mlp + 4096);
+  const auto plan = [&](const Topology& topology) {
+    return PlanRankBytes(config, topology, DType::kBF16, {}, Quantization::kFp8);
+  };
+  EXPECT_EQ(plan({1, 1, 1})[0].weight_bytes,
+            2 * (TotalParameters(config) - elements) + elements + 4 * rows);
+  EXPECT_EQ(plan({1, 1, 1})[0].kv_bytes_per_token, 2 * 32 * 8 * 128 * 2);
+  // Of o and down each rank has all rows' scales.
+  int64_t sum = 0;
+  for (const RankBytes& rank : plan({2, 1, 1})) sum += rank.weight_bytes;
+  const int64_t norms = 2 * (2 * 32 + 1) * 4096;
+  EXPECT_EQ(sum, plan({1, 1, 1})[0].weight_bytes + norms + 4 * 32 * 2 * 4096);
+}
+
 // What a loader reads for a rank is what the plan says, tensor by tensor.
 TEST(MemoryPlanTest, AgreesWithTheBytesThatARankReads) {
   for (const char* model : {"tiny-llama3", "tiny-qwen2", "tiny-qwen3", "tiny-mistral-swa"}) {
