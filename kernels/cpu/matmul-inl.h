@@ -116,19 +116,19 @@ TRIREME_INLINE void Multiply(const float* x, int64_t x_stride, const E4M3* w, in
 
 #if defined(__AVX512BF16__)
 TRIREME_INLINE __m512i PairsOf(const BF16* p) { return _mm512_loadu_si512(p); }
-// Shifted into a bf16, whose exponent takes 112 more; those without an exponent from a table, for
-// the dot product reads subnormal numbers as zero.
+// Shifted into a bf16, whose exponent takes 112 more: bits that a code's exponent has not. Those
+// without an exponent from a table, for the dot product reads subnormal numbers as zero.
 TRIREME_INLINE __m512i PairsOf(const E4M3* p) {
   const __m512i code =
       _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   const __m512i shifted = _mm512_slli_epi16(code, 4);
-  const __m512i normal = _mm512_add_epi16(_mm512_and_si512(shifted, _mm512_set1_epi16(0x07f0)),
-                                          _mm512_set1_epi16(112 << 7));
+  constexpr int kAAndBOrC = 0xea, kAOrBAndC = 0xf8;
+  const __m512i normal = _mm512_ternarylogic_epi32(shifted, _mm512_set1_epi16(0x07f0),
+                                                   _mm512_set1_epi16(112 << 7), kAAndBOrC);
   const __m512i small = _mm512_zextsi128_si512(
       _mm_setr_epi16(0, 0x3700, 0x3780, 0x37c0, 0x3800, 0x3820, 0x3840, 0x3860));
   const __mmask32 without = _mm512_testn_epi16_mask(code, _mm512_set1_epi16(0x78));
   const __m512i magnitude = _mm512_mask_permutexvar_epi16(normal, without, code, small);
-  constexpr int kAOrBAndC = 0xf8;
   return _mm512_ternarylogic_epi32(magnitude, shifted,
                                    _mm512_set1_epi16(static_cast<int16_t>(0x8000)), kAOrBAndC);
 }
@@ -238,11 +238,15 @@ inline void Expand(const E4M3* from, int64_t pairs, BF16* to) {
   }
 }
 
-// Few rows take the weights from memory as they go; more of them pass over a stretch that has been
-// expanded behind the sums: the same numbers in the same order.
+// Rows that expand the weights as they go, in each pass of kTileRows over them: as cheap as storing
+// and loading them expanded.
+inline constexpr int64_t kExpandingRows = 6 * kTileRows;
+
+// More rows pass over a stretch that has been expanded behind the sums: the same numbers in the
+// same order.
 template <typename X>
 inline void PanelSumsE4M3(const MatMulPanel& panel, float* sums) {
-  if (panel.rows <= kTileRows) return PanelSums<X, E4M3>(panel, sums);
+  if (panel.rows <= kExpandingRows) return PanelSums<X, E4M3>(panel, sums);
   BF16* expanded = reinterpret_cast<BF16*>(sums + panel.rows * kPanelColumns);
   SumStretches<X, BF16>(panel, sums, [&](int64_t k, int64_t count) TRIREME_INLINE_LAMBDA {
     Expand(static_cast<const E4M3*>(panel.weights) + k * kPanelColumns, (count + 1) / 2, expanded);
