@@ -95,10 +95,19 @@ TRIREME_INLINE void LoadPairs(const E4M3* p, F32& even, F32& odd) {
 #endif
 }
 
+// Two k's of a panel, some thousand cycles ahead. Where codes are expanded, so few loads fit into
+// the processor's window that they alone do not keep memory busy.
+TRIREME_INLINE void Prefetch(const E4M3* w) {
+  constexpr int64_t kAhead = 4096;
+  __builtin_prefetch(w + kAhead);
+  __builtin_prefetch(w + kAhead + 64);
+}
+
 template <int kRows, int kVectors>
 TRIREME_INLINE void Multiply(const float* x, int64_t x_stride, const E4M3* w, int64_t count,
                              F32 (&sums)[kRows][kVectors]) {
   const auto step = [&](int64_t k, auto pair) TRIREME_INLINE_LAMBDA {
+    Prefetch(w);
     Unroll<kVectors>([&](auto v) TRIREME_INLINE_LAMBDA {
       F32 even, odd;
       LoadPairs(w + v * 2 * kLanes, even, odd);
@@ -138,6 +147,7 @@ TRIREME_INLINE void Multiply(const BF16* x, int64_t x_stride, const W* w, int64_
                              F32 (&sums)[kRows][kVectors]) {
   const auto step = [&](int64_t k, auto load_pair) TRIREME_INLINE_LAMBDA {
     __m512bh b[kVectors];
+    if constexpr (kDTypeOf<W> == DType::kE4M3) Prefetch(w);
     Unroll<kVectors>([&](auto v)
                          TRIREME_INLINE_LAMBDA { b[v] = (__m512bh)PairsOf(w + v * 2 * kLanes); });
     Unroll<kRows>([&](auto r) TRIREME_INLINE_LAMBDA {
