@@ -79,22 +79,22 @@ Stream& StreamOf(By by, const std::vector<std::unique_ptr<LinearWeight>>& weight
   return *bench->cublas_lt;
 }
 
-void MatMulBench(benchmark::State& state, DType dtype, int64_t n, int64_t k, By by) {
+void MatMulBench(benchmark::State& state, DType dtype, DType stored, int64_t n, int64_t k, By by) {
   const int64_t rows = state.range(0),
-                copies = Copies(rows, n * k * static_cast<int64_t>(SizeOf(dtype)));
+                copies = Copies(rows, n * k * static_cast<int64_t>(SizeOf(stored)));
   const Tensor x = Filled(dtype, {rows, k});
   const std::vector<char> weight = FillHost(dtype, n * k);
   const Tensor y = Ok(Tensor::Create(*bench->device, dtype, {rows, n}));
   std::vector<std::unique_ptr<LinearWeight>> weights;
   for (int64_t i = 0; i < copies; ++i) {
     weights.push_back(
-        Ok(PackLinear(*bench->stream, ConstTensorView(weight.data(), dtype, {n, k}), dtype)));
+        Ok(PackLinear(*bench->stream, ConstTensorView(weight.data(), dtype, {n, k}), stored)));
   }
   Stream& stream = StreamOf(by, weights, rows);
   int64_t next = 0;
   Measure(state, stream,
           [&] { MatMul(stream, x.view(), *weights[next++ % copies], {}, y.view()); });
-  Report(state, MatMulCost(rows, n, k, dtype, dtype), dtype);
+  Report(state, MatMulCost(rows, n, k, dtype, stored), dtype);
 }
 
 // Gate and up of [2 I, K] with SwiGLU; unfused, the two ops that it replaces.
@@ -293,16 +293,20 @@ void RegisterMatMuls() {
       if (!bench->device->spec().host_memory) rows.push_back(4096);  // a prompt's
       if (layer.n > 100000 || layer.n < 100) rows = {1};
       for (int64_t r : rows) {
-        benchmark::RegisterBenchmark(("matmul/" + name).c_str(), MatMulBench, dtype, layer.n,
+        benchmark::RegisterBenchmark(("matmul/" + name).c_str(), MatMulBench, dtype, dtype, layer.n,
                                      layer.k, By::kOwn)
             ->Arg(r)
             ->UseRealTime();
         if (bench->cublas_lt != nullptr && dtype != DType::kF32 && r >= 64) {
           benchmark::RegisterBenchmark(("matmul_cublaslt/" + name).c_str(), MatMulBench, dtype,
-                                       layer.n, layer.k, By::kCublasLt)
+                                       dtype, layer.n, layer.k, By::kCublasLt)
               ->Arg(r)
               ->UseRealTime();
         }
+        benchmark::RegisterBenchmark(("matmul_e4m3/" + name).c_str(), MatMulBench, dtype,
+                                     DType::kE4M3, layer.n, layer.k, By::kOwn)
+            ->Arg(r)
+            ->UseRealTime();
 #if defined(TRIREME_BENCH_ONEDNN)
         if (dtype == DType::kF16) continue;
         benchmark::RegisterBenchmark(("onednn/" + name).c_str(), OneDnnBench, dtype, layer.n,
