@@ -14,6 +14,7 @@
 #include "models/weights.h"
 #include "parallel/process_groups.h"
 #include "tests/golden_logits.h"
+#include "tests/rewritten_checkpoint.h"
 #include "tests/testing.h"
 
 namespace trireme {
@@ -128,6 +129,33 @@ TEST_P(DecoderTest, GoldenLogitsInTwoChunks) {
       worst = std::max(worst, std::abs(logits[i] - golden.logits[i]));
     EXPECT_LE(worst, kF32Tolerance);
   }
+}
+
+// In fp8, as a checkpoint of the rounded weights has them: each within the tolerance of what
+// float64 has for those weights.
+TEST_P(DecoderTest, QuantizedLogitsAreThoseOfTheRoundedWeights) {
+  const TestDevice device(GetParam().device);
+  const std::string dir = GoldenModel(GetParam().model);
+  const ScratchDir rounded;
+  WriteDequantizedCheckpoint(dir, rounded.path());
+  std::vector<int32_t> tokens = ReadGoldenLogits(dir)[0].ids;
+  constexpr size_t kTokens = 40;
+  tokens.resize(std::min(tokens.size(), kTokens));
+  const auto logits = [&](const std::string& from, Quantization quantization) {
+    const ModelConfig config = LoadModelConfig(from).value();
+    const auto loader = WeightLoader::Open(from).value();
+    const ProcessGroups groups = SingleRank();
+    DecoderOptions options;
+    options.quantization = quantization;
+    options.max_batch_tokens = options.max_logit_rows = options.max_positions = 512;
+    const auto decoder = Decoder::Load(config, groups, *loader, device.stream(), options).value();
+    return OneSequence(device, *decoder, kTokens).Feed(*decoder, tokens);
+  };
+  const std::vector<double> quantized = logits(dir, Quantization::kFp8),
+                            expected = logits(rounded.path(), Quantization::kNone);
+  ASSERT_EQ(quantized.size(), expected.size());
+  for (size_t i = 0; i < quantized.size(); ++i)
+    ASSERT_NEAR(quantized[i], expected[i], 2 * kF32Tolerance) << i;
 }
 
 INSTANTIATE_TEST_SUITE_P(Devices, DecoderTest, ::testing::ValuesIn(DecoderCases()),
