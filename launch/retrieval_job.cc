@@ -37,7 +37,8 @@ void AddRetrievalFlags(CLI::App* app, RetrievalFlags* flags) {
   app->add_option("--items", flags->items,
                   "Item embeddings, .npy or .safetensors; or a folder with a snapshot")
       ->required();
-  app->add_option("--storage", flags->storage, "How items are held: f32, bf16 or int8")
+  app->add_option("--storage", flags->storage,
+                  "How items are held: f32, bf16 or int8 (a snapshot's are as they were saved)")
       ->capture_default_str();
   app->add_option("--capacity", flags->capacity, "Items the table can hold (default: the file's)")
       ->check(NotNegativeNumber());
@@ -56,9 +57,11 @@ void AddRetrievalFlags(CLI::App* app, RetrievalFlags* flags) {
                   "Two-stage: average, per-embedding or combined")
       ->capture_default_str();
   app->add_option("--average-k", flags->average_k, "Two-stage: candidates by the mean logit")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t{1}, kMaxFirstStageK));
   app->add_option("--each-k", flags->each_k, "Two-stage: candidates by each logit")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t{1}, kMaxFirstStageK));
   app->add_flag("--exact-or-certified", flags->exact_or_certified,
                 "Two-stage: search again where the answer is not proven exact");
 }

@@ -29,9 +29,12 @@ class Retriever {
 
   absl::Status Run() {
     ASSIGN_OR_RETURN(options_, ParseRetrievalOptions(flags_.retrieval));
+    if (flags_.queries.empty() != Embeds())
+      return UsageError("retrieve: give either --queries FILE or --embedder MODEL_DIR");
     RETURN_IF_ERROR(control_.Agree(control_.rank() == 0 ? ReadInput() : absl::OkStatus()));
     ASSIGN_OR_RETURN(const std::unique_ptr<RetrievalJob> job,
                      RetrievalJob::Start(control_, flags_.retrieval));
+    if (Embeds()) RETURN_IF_ERROR(Embed(job->model().config().query_dim));
     ASSIGN_OR_RETURN(table_, job->Table(flags_.retrieval));
     RETURN_IF_ERROR(BroadcastInput());
     if (control_.rank() == 0) ReportTable();
@@ -45,9 +48,15 @@ class Retriever {
   // Before the table is built: a wrong file should not cost minutes.
   absl::Status ReadInput() {
     const FlightRecorder::Outside outside(control_.recorder());  // a file may be a pipe
-    ASSIGN_OR_RETURN(QueryFile file, ReadQueries(flags_.queries));
-    queries_ = std::move(file.queries);
-    read_ = std::move(file.statuses);
+    if (Embeds()) {
+      ASSIGN_OR_RETURN(prompts_, ReadPrompts(flags_.embedder));
+      queries_.resize(prompts_.size());
+      read_.resize(prompts_.size());
+    } else {
+      ASSIGN_OR_RETURN(QueryFile file, ReadQueries(flags_.queries));
+      queries_ = std::move(file.queries);
+      read_ = std::move(file.statuses);
+    }
     for (RetrievalQuery& query : queries_) {
       for (const std::string& filter : flags_.filters) {
         if (absl::StripAsciiWhitespace(query.filter).empty()) {
@@ -66,12 +75,26 @@ class Retriever {
     }
     RETURN_IF_ERROR(CheckOutputFiles({{"--out", flags_.out}, {"--out", ScoresPathOf(flags_.out)}},
                                      {{"--queries", flags_.queries},
+                                      {"--prompts", flags_.embedder.prompts_file},
                                       {"--items", flags_.retrieval.items},
                                       {"--filter-rows", flags_.filter_rows}},
                                      flags_.retrieval.model_dir));
     ASSIGN_OR_RETURN(
         writer_, AnswerWriter::Create(control_, flags_.out, static_cast<int64_t>(queries_.size()),
                                       options_.k));
+    return absl::OkStatus();
+  }
+
+  bool Embeds() const { return !flags_.embedder.model.model_dir.empty(); }
+
+  // Before the table is built: the language model's memory is free by then.
+  absl::Status Embed(int64_t query_dim) {
+    ModelFlags model = flags_.embedder.model;
+    model.device = flags_.retrieval.device;
+    model.threads = flags_.retrieval.threads;
+    ASSIGN_OR_RETURN(const std::vector<RetrievalQuery> embedded,
+                     EmbedPrompts(control_, model, query_dim, prompts_));
+    for (size_t i = 0; i < embedded.size(); ++i) queries_[i].embedding = embedded[i].embedding;
     return absl::OkStatus();
   }
 
@@ -171,6 +194,7 @@ class Retriever {
   const RetrieveFlags& flags_;
   RetrievalOptions options_;
   std::unique_ptr<RetrievalTable> table_;
+  std::vector<std::vector<TokenId>> prompts_;  // of the embedder, on rank 0
   std::vector<RetrievalQuery> queries_;
   std::vector<absl::Status> read_;  // of each query, on rank 0
   RowFlags rows_;
@@ -186,11 +210,10 @@ void AddRetrieve(CLI::App& app, RetrieveFlags* flags, JobFlags* job) {
       "retrieve", "Find the best items of each query with a Mixture-of-Logits head");
   AddRetrievalFlags(command, &flags->retrieval);
   AddJobFlags(command, job);
+  AddEmbedderFlags(command, &flags->embedder);
   command->option_defaults()->group("Queries and answers");
-  command
-      ->add_option("--queries", flags->queries,
-                   "Query embeddings: .npy, .safetensors, or .jsonl with a query a line")
-      ->required();
+  command->add_option("--queries", flags->queries,
+                      "Query embeddings: .npy, .safetensors, or .jsonl with a query a line");
   command
       ->add_option("--filter", flags->filters,
                    "Attributes of answers, e.g. \"en & (news | !sport)\" (repeatable)")

@@ -7,6 +7,7 @@
 
 #include "CLI/CLI.hpp"
 #include "launch/commands.h"
+#include "launch/prompt_queries.h"
 #include "runtime/retrieval_search.h"
 
 namespace trireme {
@@ -28,6 +29,7 @@ absl::StatusOr<RetrievalOptions> ParseRetrievalOptions(const RetrievalFlags& fla
 
 struct RetrieveFlags {
   RetrievalFlags retrieval;
+  EmbedderFlags embedder;  // in place of queries
   std::string queries, out, save_snapshot;
   std::vector<std::string> filters;  // --filter, ANDed
   std::string filter_rows;

@@ -61,13 +61,17 @@ void Decoder::Mlp(Stream& stream, const Layer& layer, ConstTensorView normed, Te
   arena_.Rewind(mark);
 }
 
-void Decoder::Logits(Stream& stream, const Batch& batch, ConstTensorView hidden,
-                     TensorView logits) {
+ConstTensorView Decoder::NormedRows(Stream& stream, const Batch& batch, ConstTensorView hidden) {
   arena_.Reset();
   const TensorView rows = arena_.Allocate(dtype_, {batch.logit_count(), config_.hidden_size});
   GatherRows(stream, hidden, batch.logit_rows, rows);
   RmsNorm(stream, rows, final_norm_.view(), static_cast<float>(config_.rms_norm_eps), rows);
-  MatMul(stream, rows, *head_, ConstTensorView(), logits);
+  return rows;
+}
+
+void Decoder::Logits(Stream& stream, const Batch& batch, ConstTensorView hidden,
+                     TensorView logits) {
+  MatMul(stream, NormedRows(stream, batch, hidden), *head_, ConstTensorView(), logits);
 }
 
 }  // namespace trireme

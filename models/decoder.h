@@ -57,6 +57,9 @@ class Decoder {
   void Embed(Stream& stream, const Batch& batch, TensorView hidden);
   // hidden [T, H]: the residual stream, advanced by this stage's layers in place.
   void Forward(Stream& stream, const Batch& batch, const KvCache& kv, TensorView hidden);
+  // The hidden states of the batch's logit rows behind the final norm, [R, H] act, in memory that
+  // the next call writes to. Last stage only.
+  ConstTensorView NormedRows(Stream& stream, const Batch& batch, ConstTensorView hidden);
   // logits [R, V / tp] f32 of the batch's logit rows: this rank's piece of the vocabulary. Last
   // stage only.
   void Logits(Stream& stream, const Batch& batch, ConstTensorView hidden, TensorView logits);

@@ -60,7 +60,8 @@ void BatchBuilder::Pack(const StepPlan& plan) {
                               position % options_.page_size);
       if (chunk.logit_rows == LogitRows::kAll) logit_rows_.push_back(first_row + i);
     }
-    if (chunk.logit_rows == LogitRows::kLast) logit_rows_.push_back(first_row + count - 1);
+    if (chunk.logit_rows == LogitRows::kLast || chunk.logit_rows == LogitRows::kHidden)
+      logit_rows_.push_back(first_row + count - 1);
     cu_q_lens_.push_back(first_row + count);
     kv_lens_.push_back(chunk.position + count);
     std::copy(sequence.pages.begin(), sequence.pages.end(),

@@ -49,6 +49,7 @@ void StepResult::Clear() {
   step = 0;
   sampled.clear();
   logits.clear();
+  hidden.clear();
   error.clear();
 }
 
@@ -116,6 +117,7 @@ void Serialize(const StepResult& result, std::string* bytes) {
     }
   }
   out.PutVector(result.logits);
+  out.PutVector(result.hidden);
   out.PutString(result.error);
   *bytes = out.Take();
 }
@@ -134,6 +136,7 @@ void Parse(const std::string& bytes, StepResult* result) {
     }
   }
   in.GetVector(&result->logits);
+  in.GetVector(&result->hidden);
   result->error = in.GetString();
 }
 

@@ -37,11 +37,13 @@ struct PageCopy {
   int32_t target = 0;
 };
 
+// What is wanted of a chunk's tokens behind the last layer.
 enum class LogitRows : uint8_t {
   kNone,
-  kLast,
-  kAll
-};  // kLast samples; kAll returns logits, for evaluation
+  kLast,    // of the last one logits, which are sampled
+  kAll,     // of all the logits themselves, for evaluation
+  kHidden,  // of the last one the hidden state behind the final norm; the head is not computed
+};
 
 // Tokens [position, position + num_tokens) of one sequence.
 struct Chunk {
@@ -94,6 +96,7 @@ struct StepResult {
   // One per chunk with kLast, in plan order; token -1: its logits were no finite numbers.
   std::vector<SampledToken> sampled{};
   std::vector<float> logits{};  // [rows of kAll chunks, V], in plan order
+  std::vector<float> hidden{};  // [kHidden chunks, H], in plan order
   std::string error{};          // why nothing could be sampled; else empty
 
   void Clear();

@@ -8,6 +8,7 @@
 #include "kernels/check.h"
 #include "kernels/status.h"
 #include "kernels/trace.h"
+#include "models/float_convert.h"
 #include "models/memory_plan.h"
 #include "parallel/timed_communicator.h"
 #include "runtime/decode_graphs.h"
@@ -158,14 +159,15 @@ TensorView Worker::ReceiveHidden(const Batch& batch, int64_t tokens) {
   return hidden;
 }
 
-void Worker::Compute(const Batch& batch, TensorView hidden, bool sample) {
+void Worker::Compute(const Batch& batch, TensorView hidden, Ending ending) {
   if (groups_.first_stage()) decoder_->Embed(*stream_, batch, hidden);
   decoder_->Forward(*stream_, batch, kv_, hidden);
   if (!groups_.last_stage() || batch.logit_count() == 0) return;
   CHECK_LE(batch.logit_count(), options_.max_logit_rows);
+  if (ending == Ending::kHidden) return;
   const TensorView logits = logits_.view().Rows(0, batch.logit_count());
   decoder_->Logits(*stream_, batch, hidden, logits);
-  if (sample) sampler_->Enqueue(*stream_, logits);
+  if (ending == Ending::kSampled) sampler_->Enqueue(*stream_, logits);
 }
 
 absl::Status Worker::Begin(const StepPlan& plan) {
@@ -190,13 +192,14 @@ bool Worker::RunStage(const StepPlan& plan, StepResult* result) {
   const GraphKey key = decode ? KeyOf(plan) : GraphKey{};
   const bool replays = decode && graphs_.Holds(key);
   const Batch batch = batches_->Build(*stream_, plan, replays ? key.size : 0);
-  if (sampler_) CollectRows(plan);
+  Ending ending = replays ? Ending::kSampled : Ending::kLogits;
+  if (sampler_ && !CollectRows(plan)) ending = Ending::kHidden;
   if (sampler_ && replays) sampler_->Prepare(*stream_, rows_, key.size);
   const TensorView hidden = ReceiveHidden(batch, plan.num_tokens());
   {
     const Timer timer(op_seconds_);
     const TraceScope forward("forward", plan.step);
-    const auto compute = [&] { Compute(batch, hidden, /*sample=*/replays); };
+    const auto compute = [&] { Compute(batch, hidden, ending); };
     if (decode) {
       graphs_.Run(*stream_, key, compute);
     } else {
@@ -210,6 +213,10 @@ bool Worker::RunStage(const StepPlan& plan, StepResult* result) {
     return false;
   }
   if (batch.logit_count() == 0) return true;
+  if (ending == Ending::kHidden) {
+    result->hidden = CollectHidden(batch, hidden);
+    return true;
+  }
   const TraceScope sample("sample", plan.step);
   SampleRows(batch, replays, result);
   RememberSampled(plan, *result);
@@ -227,17 +234,20 @@ void Worker::RememberSampled(const StepPlan& plan, const StepResult& result) {
   }
 }
 
-void Worker::CollectRows(const StepPlan& plan) {
+bool Worker::CollectRows(const StepPlan& plan) {
   rows_.clear();
-  bool evaluation = false;  // plans that ask for all logits hold nothing else
+  bool evaluation = false, states = false;  // plans that ask for those hold nothing else
   for (const Chunk& chunk : plan.chunks) {
     if (chunk.logit_rows == LogitRows::kLast) {
       const SequenceState& sequence = batches_->sequence(chunk.slot);
       rows_.push_back({&sequence.info.sampling, sequence.tokens, sequence.info.prompt_tokens});
     }
     if (chunk.logit_rows == LogitRows::kAll) evaluation = true;
+    if (chunk.logit_rows == LogitRows::kHidden) states = true;
   }
-  CHECK(rows_.empty() || !evaluation) << "sampling and evaluation in one step";
+  CHECK((rows_.empty() ? 0 : 1) + (evaluation ? 1 : 0) + (states ? 1 : 0) <= 1)
+      << "sampling, evaluation and hidden states in one step";
+  return !states;
 }
 
 // What was prepared has been answered behind the logits.
@@ -279,6 +289,18 @@ std::vector<float> Worker::CollectLogits(TensorView logits) {
       std::copy(row, row + piece.size(), out.begin() + r * vocabulary + piece.begin);
     }
   }
+  return out;
+}
+
+// The same on all ranks of tensor parallelism.
+std::vector<float> Worker::CollectHidden(const Batch& batch, ConstTensorView hidden) {
+  const ConstTensorView rows = decoder_->NormedRows(*stream_, batch, hidden);
+  std::vector<char> bytes(rows.bytes());
+  stream_->Copy(bytes.data(), rows.data, bytes.size());
+  const absl::Status computed = stream_->Synchronize();
+  CHECK(computed.ok()) << std::string(computed.message());
+  std::vector<float> out(rows.elements());
+  ConvertFloats(rows.dtype, bytes.data(), DType::kF32, out.data(), rows.elements());
   return out;
 }
 

@@ -124,13 +124,16 @@ class Worker {
   bool OnAllRanksOfGroup(bool here);
   bool RunStage(const StepPlan& plan, StepResult* result);
   TensorView ReceiveHidden(const Batch& batch, int64_t tokens);
-  // All of this stage that is neither sent nor received; with `sample` also the device's part of
-  // what the sampler has prepared, on the last stage: what a graph holds.
-  void Compute(const Batch& batch, TensorView hidden, bool sample);
-  // The rows that are sampled, into rows_.
-  void CollectRows(const StepPlan& plan);
+  // What the last stage computes behind its layers: nothing yet, logits, or also the device's part
+  // of what the sampler has prepared.
+  enum class Ending : uint8_t { kHidden, kLogits, kSampled };
+  // All of this stage that is neither sent nor received: what a graph holds.
+  void Compute(const Batch& batch, TensorView hidden, Ending ending);
+  // The rows that are sampled, into rows_. False where the plan asks for hidden states instead.
+  bool CollectRows(const StepPlan& plan);
   void SampleRows(const Batch& batch, bool prepared, StepResult* result);
   std::vector<float> CollectLogits(TensorView logits);
+  std::vector<float> CollectHidden(const Batch& batch, ConstTensorView hidden);
   void RememberSampled(const StepPlan& plan, const StepResult& result);
 
   ControlPlane* control_;

@@ -95,7 +95,7 @@ absl::Status Worker::CaptureGraphs() {
       const TensorView hidden = hidden_[turn].data.view().Rows(0, sequences);
       Batch batch;
       GraphTrial trial{.fill = [&](int round) { FillTrial(sequences, round, &batch, hidden); },
-                       .work = [&] { Compute(batch, hidden, /*sample=*/true); },
+                       .work = [&] { Compute(batch, hidden, Ending::kSampled); },
                        .outputs = {hidden}};
       if (groups_.last_stage()) {
         trial.outputs.push_back(logits_.view().Rows(0, sequences));

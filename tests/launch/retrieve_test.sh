@@ -158,6 +158,52 @@ queries=$work/nowhere.npy
 expect 1 'nowhere.npy' $(ranks 2) $(retrieve)
 queries=$work/queries.safetensors
 
+# A language model and retrieval in one job: its hidden states, of 64 elements, are the queries of a head with as many.
+mkdir "$work/lm-head"
+python3 - "$work/m" "$work/lm-head" <<'P'
+import json, random, struct, sys
+source, out = sys.argv[1:]
+config = json.load(open(source + "/config.json"))
+raw = open(source + "/model.safetensors", "rb").read()
+n = int.from_bytes(raw[:8], "little")
+header, tensors = json.loads(raw[8:8 + n]), {}
+random.seed(1)
+for name, t in header.items():
+    if name == "__metadata__": continue
+    begin, end = t["data_offsets"]
+    shape, data = t["shape"], raw[8 + n + begin:8 + n + end]
+    query = name in ("_query_embeddings_fn._query_emb_proj_module.1._w", "_gating_fn._query_only_partial_module.0.weight")
+    if query:
+        shape = [64 if x == config["query_dim"] else x for x in shape]
+        data = struct.pack("<%df" % (shape[0] * shape[1]), *(random.gauss(0, 0.1) for _ in range(shape[0] * shape[1])))
+    tensors[name] = (shape, data)
+config["query_dim"] = 64
+head, offset = {}, 0
+for name, (shape, data) in tensors.items():
+    head[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + len(data)]}
+    offset += len(data)
+text = json.dumps(head).encode()
+with open(out + "/model.safetensors", "wb") as f:
+    f.write(len(text).to_bytes(8, "little") + text + b"".join(data for _, data in tensors.values()))
+json.dump(config, open(out + "/config.json", "w"))
+P
+printf 'Once upon a time\nTom had a dog\nThe sun\n' >"$work/prompts.txt"
+ln -s "$source/examples/models/stories260K" "$work/lm"
+embed="retrieve --model $work/lm-head --items $items --embedder $work/lm --prompts $work/prompts.txt --dtype f32 --k 3"
+expect 0 '"query":2,"exact":true,"ids":\[[0-9]' "$trireme" $embed
+grep -o '"ids":[^]]*' "$work/out" >"$work/alone"
+[ "$(sort -u "$work/alone" | wc -l)" -gt 1 ] || fail "all prompts find the same: $(cat "$work/alone")"
+for layout in "2 --tp 2" "2 --pp 2" "4 --tp 2 --pp 2" "3"; do
+  expect 0 '"query":2' $(ranks ${layout%% *}) $embed ${layout#[0-9]}
+  grep -o '"ids":[^]]*' "$work/out" >"$work/together"
+  same "$work/alone" "$work/together" "a language model's queries on $layout ranks"
+done
+expect 0 '"query":2' "$trireme" $embed --ranks 2 --prompt "A cat"
+expect 1 'its hidden states have 64 elements; the retrieval model.s query_dim is 12' $(ranks 2) retrieve --model "$work/m" --items "$items" --embedder "$work/lm" --prompt x
+expect 2 'give --prompt TEXT or --prompts FILE' $(ranks 2) retrieve --model "$work/lm-head" --items "$items" --embedder "$work/lm"
+expect 2 'give either --queries FILE or --embedder MODEL_DIR' "$trireme" $(retrieve) --embedder "$work/lm"
+expect 1 'nothere/config.json' $(ranks 2) retrieve --model "$work/lm-head" --items "$items" --embedder "$work/nothere" --prompt x
+
 # Bad flags and files.
 expect 1 'position 7: the table has no attribute "odd"' $(ranks 2) $(retrieve) --filter 'even &odd'
 expect 1 'position 7: expected an attribute' "$trireme" $(retrieve) --filter 'even &'
