@@ -32,6 +32,7 @@ expect 2 '^trireme: --stop: a stop string is empty' "$trireme" generate "$model"
 printf '{"prompt": "a", "top_p": 2}\n' >"$work/p.jsonl"
 expect 2 'p.jsonl:1: top-p is 2; ' "$trireme" generate "$model" --prompts "$work/p.jsonl"
 expect 2 'dtype' "$trireme" generate "$model" --prompt x --dtype int3
+echo 1,403,407 >"$work/ids"
 for command in "generate $model --prompt x" "eval $model --ids $work/ids" "bench latency $model" "inspect $model"; do
   expect 2 '^trireme: --quantization int3: must be none or fp8' "$trireme" $command --quantization int3
 done
