@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <fstream>
 #include <functional>
 #include <numeric>
 #include <set>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "kernels/ceilings.h"
 #include "kernels/status.h"
 #include "launch/command_flags.h"
@@ -151,6 +154,7 @@ class MolBench {
                                             [](const RetrievalAnswer& a) { return a.exact; })) /
           static_cast<double>(batch);
       row["merge_us"] = counts.merge_seconds * 1e6;
+      PrintRow(items, batch, row);
       out["modes"].push_back(std::move(row));
       return absl::OkStatus();
     };
@@ -233,6 +237,7 @@ class MolBench {
           return stream.Synchronize();
         }));
     (*out)["dot_product_ms"] = seconds * 1e3;
+    PrintRow(table.size(), batch, {{"mode", "dot-product"}, {"ms", seconds * 1e3}});
     return absl::OkStatus();
   }
 
@@ -257,10 +262,30 @@ class MolBench {
                        }
                        return absl::OkStatus();
                      }));
+    PrintRow(items, batch, {{"mode", "eager"}, {"ms", seconds * 1e3}});
     return Json{{"items", items},
                 {"batch", batch},
                 {"ms", seconds * 1e3},
                 {"pairs_per_s", static_cast<double>(items * batch) / seconds}};
+  }
+
+  // A line of the table for people, on stderr as soon as it is measured: a sweep takes minutes.
+  void PrintRow(int64_t items, int64_t batch, const Json& row) {
+    if (control_.rank() != 0) return;
+    if (!std::exchange(header_printed_, true)) {
+      std::fprintf(stderr, "%10s %6s  %-18s %10s %12s %8s %8s %8s %9s\n", "items", "batch", "mode",
+                   "ms", "pairs/s", "recall", "proven", "gated", "of matmul");
+    }
+    const auto share = [&row](const char* key) {
+      return row.contains(key) ? absl::StrFormat("%.1f%%", 100.0 * row[key].get<double>()) : "-";
+    };
+    const double ms = row["ms"].get<double>();
+    std::fprintf(stderr, "%10lld %6lld  %-18s %10.3f %12.3g %8s %8s %8s %9s\n",
+                 static_cast<long long>(items), static_cast<long long>(batch),
+                 row["mode"].get<std::string>().c_str(), ms,
+                 static_cast<double>(items * batch) / ms * 1e3, share("recall").c_str(),
+                 share("proven_exact").c_str(), share("gated_share").c_str(),
+                 share("share_of_matmul").c_str());
   }
 
   absl::Status Report() const {
@@ -288,6 +313,7 @@ class MolBench {
   std::unique_ptr<PlantedJob> job_;
   Json tables_ = Json::array();
   int64_t step_ = 0;  // searches so far
+  bool header_printed_ = false;
 };
 
 }  // namespace
