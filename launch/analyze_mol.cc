@@ -31,6 +31,7 @@ double ItemFlops(const MolConfig& config) {
 struct Row {
   const char* what;
   double flops, bytes;
+  double special = 0;  // exponentials and the like
 };
 
 class Analysis {
@@ -99,17 +100,21 @@ class Analysis {
     const double d = static_cast<double>(shape.component_dim);
     const OpCost pairs = MolScoreCost(shape, storage_, flags_.items, flags_.items * batch);
     const double dots = 2.0 * static_cast<double>(shape.logits()) * d * items * b;
+    const double special = MolSpecialFunctions(shape, items * b);
     const double raw_bytes = static_cast<double>(config_.item_dim) * std::max(element, 2.0) * items;
-    return {
-        {"dot product, one vector of d", 2.0 * d * items * b, d * element * items},
-        {"MoL, item side cached", pairs.flops, pairs.bytes},
-        {"MoL, all pairs pruned", dots, pairs.bytes},
-        {"MoL, items projected each time", pairs.flops + ItemFlops(config_) * items, raw_bytes}};
+    return {{"dot product, one vector of d", 2.0 * d * items * b, d * element * items},
+            {"MoL, item side cached", pairs.flops, pairs.bytes, special},
+            {"MoL, all pairs pruned", dots, pairs.bytes},
+            {"MoL, items projected each time", pairs.flops + ItemFlops(config_) * items, raw_bytes,
+             special}};
   }
   const char* Bound(const Row& row) const {
+    if (Floor(row) > hardware_.Floor({row.flops, row.bytes}, 0)) return "special";
     return row.flops / hardware_.flops > row.bytes / hardware_.read_bytes ? "FLOPs" : "bytes";
   }
-  double Floor(const Row& row) const { return hardware_.Floor({row.flops, row.bytes}); }
+  double Floor(const Row& row) const {
+    return hardware_.Floor({row.flops, row.bytes}, row.special);
+  }
 
   const AnalyzeMolFlags& flags_;
   const MolConfig& config_;

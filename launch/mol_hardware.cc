@@ -25,13 +25,16 @@ absl::StatusOr<MolHardware> ReadProfile(const std::string& path) {
       hardware.read_bytes = value.get<double>();
     } else if (key == "memory_bytes" && number) {
       hardware.memory_bytes = value.get<double>();
+    } else if (key == "special_functions_per_s" && number) {
+      hardware.special_functions = value.get<double>();
     } else if (key == "efficiency" && number && value.get<double>() <= 1) {
       hardware.efficiency = value.get<double>();
     } else {
       return absl::InvalidArgumentError(
           absl::StrCat(path, ": ", Quoted(key),
-                       " must be one of name, flops, read_bytes_per_s, memory_bytes and "
-                       "efficiency; numbers must be positive, efficiency at most 1"));
+                       " must be one of name, flops, read_bytes_per_s, memory_bytes, "
+                       "special_functions_per_s and efficiency; numbers must be positive, "
+                       "efficiency at most 1"));
     }
   }
   if (hardware.flops <= 0 || hardware.read_bytes <= 0) {
@@ -43,8 +46,15 @@ absl::StatusOr<MolHardware> ReadProfile(const std::string& path) {
 
 }  // namespace
 
-double MolHardware::Floor(const OpCost& cost) const {
-  return std::max(cost.flops / flops, cost.bytes / read_bytes);
+double MolHardware::Floor(const OpCost& cost, double special) const {
+  const double seconds = std::max(cost.flops / flops, cost.bytes / read_bytes);
+  return special_functions > 0 ? std::max(seconds, special / special_functions) : seconds;
+}
+
+double MolSpecialFunctions(const MolShape& shape, double pairs) {
+  const auto logits = static_cast<double>(shape.logits());
+  if (shape.gating == MolGating::kConcatRelu) return pairs * (logits + 1);
+  return pairs * (static_cast<double>(shape.cross_hidden) + 2 * logits + 1);
 }
 
 absl::StatusOr<MolHardware> FindMolHardware(const std::string& name) {

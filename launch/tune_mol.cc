@@ -57,7 +57,7 @@ class Tuner {
       // The paper's shape stands for all: the share of the floor varies little with it.
       Candidate reference{.shape = ShapeOf(8, 4, 64)};
       ASSIGN_OR_RETURN(const double seconds, Measure(reference));
-      hardware_.efficiency = hardware_.Floor(CostOf(reference, MeasuredItems())) / seconds;
+      hardware_.efficiency = FloorOf(reference, MeasuredItems()) / seconds;
       efficiency_source_ = "measured at 8x4x64 f32";
     } else if (hardware_.efficiency > 0) {
       efficiency_source_ = "from the profile";
@@ -83,8 +83,12 @@ class Tuner {
   OpCost CostOf(const Candidate& candidate, int64_t items) const {
     return MolScoreCost(candidate.shape, candidate.storage, items, items * flags_.batch);
   }
+  double FloorOf(const Candidate& candidate, int64_t items) const {
+    const double pairs = static_cast<double>(items) * static_cast<double>(flags_.batch);
+    return hardware_.Floor(CostOf(candidate, items), MolSpecialFunctions(candidate.shape, pairs));
+  }
   double Predict(const Candidate& candidate, int64_t items) const {
-    return hardware_.Floor(CostOf(candidate, items)) / hardware_.efficiency;
+    return FloorOf(candidate, items) / hardware_.efficiency;
   }
   int64_t ShardItems() const { return (flags_.items + flags_.shards - 1) / flags_.shards; }
   int64_t MeasuredItems() const {

@@ -235,6 +235,10 @@ printf '{"name": "paper", "flops": 790e12, "read_bytes_per_s": 4.3e12}' >"$work/
 rm -rf "$work/head"; "$trireme" make-checkpoint --like mol-8x4x64 "$work/head" >"$work/out"
 expect 0 '^8 +MoL, item side cached +1.64e\+12 +5.76e\+09 +284.4 +FLOPs +2.074' "$trireme" analyze mol --model "$work/head" --items 10000000 --hardware "$work/hw.json"
 expect 0 '"bound": "bytes"' $(ranks 2) analyze mol --model "$work/head" --batch 1 --json --hardware "$work/hw.json"
+# Where exponentials have units of their own, they bind: 193 a pair.
+printf '{"flops": 790e12, "read_bytes_per_s": 4.3e12, "special_functions_per_s": 3.7e12}' >"$work/hw3.json"
+expect 0 '^8 +MoL, item side cached +1.64e\+12 +5.76e\+09 +284.4 +special +4.173' "$trireme" analyze mol --model "$work/head" --items 10000000 --hardware "$work/hw3.json"
+expect 0 '^8x4x64 +32 +bf16 +33.384 +6.000 ' "$trireme" tune mol --hardware "$work/hw3.json" --latency-ms 33.4 --memory-gb 6.1 --items 10000000 --batch 32
 expect 1 'hw2.json' "$trireme" analyze mol --model "$work/head" --hardware "$work/hw2.json"
 # 32 queries over 10 million items at 8x4x64: 8.3 ms of the paper's FLOPs, 16.6 ms at half its rate.
 expect 0 '^8x4x64 +32 +bf16 +16.591 +6.000 ' "$trireme" tune mol --hardware "$work/hw.json" --latency-ms 16.6 --memory-gb 6.1 --items 10000000 --batch 32
