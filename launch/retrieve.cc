@@ -31,6 +31,8 @@ class Retriever {
     ASSIGN_OR_RETURN(options_, ParseRetrievalOptions(flags_.retrieval));
     if (flags_.queries.empty() != Embeds())
       return UsageError("retrieve: give either --queries FILE or --embedder MODEL_DIR");
+    if (!Embeds() && !(flags_.embedder.prompts.empty() && flags_.embedder.prompts_file.empty()))
+      return UsageError("--prompt, --prompts: are for --embedder MODEL_DIR");
     RETURN_IF_ERROR(control_.Agree(control_.rank() == 0 ? ReadInput() : absl::OkStatus()));
     ASSIGN_OR_RETURN(const std::unique_ptr<RetrievalJob> job,
                      RetrievalJob::Start(control_, flags_.retrieval));

@@ -201,6 +201,7 @@ done
 expect 0 '"query":2' "$trireme" $embed --ranks 2 --prompt "A cat"
 expect 1 'its hidden states have 64 elements; the retrieval model.s query_dim is 12' $(ranks 2) retrieve --model "$work/m" --items "$items" --embedder "$work/lm" --prompt x
 expect 2 'give --prompt TEXT or --prompts FILE' $(ranks 2) retrieve --model "$work/lm-head" --items "$items" --embedder "$work/lm"
+expect 2 'are for --embedder MODEL_DIR' $(ranks 2) $(retrieve) --prompt x
 expect 2 'give either --queries FILE or --embedder MODEL_DIR' "$trireme" $(retrieve) --embedder "$work/lm"
 expect 1 'nothere/config.json' $(ranks 2) retrieve --model "$work/lm-head" --items "$items" --embedder "$work/nothere" --prompt x
 
