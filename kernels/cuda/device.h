@@ -37,7 +37,7 @@ class CudaStream final : public Stream {
   // with.
   cudaStream_t handle() const;
   int device_index() const { return device_index_; }
-  MatMulLibrary* library() const { return library_.get(); }
+  MatMulLibrary* matmul_library() const { return library_.get(); }
   // Asked now and then while Synchronize waits; not OK = the stream's work is lost. `owner` ends
   // it.
   void Watch(const void* owner, std::function<absl::Status()> healthy);

@@ -73,7 +73,8 @@ MatMulDesc DescOf(Stream& stream, ConstTensorView x, const CudaLinear& w, ConstT
   if (const MatMulLibrary* const library = LibraryOf(stream); library != nullptr) {
     const bool gated = w.use == LinearUse::kMatMulSwiGlu;  // cuBLASLt writes gate and up
     const int64_t gate_up_bytes = w.n * static_cast<int64_t>(SizeOf(x.dtype));
-    desc.library = w.dtype == x.dtype && library->RowsWithRoom(LibraryRowBytes(w)) > kFewRowsLimit;
+    desc.cublas_lt =
+        w.dtype == x.dtype && library->RowsWithRoom(LibraryRowBytes(w)) > kFewRowsLimit;
     desc.result_aligned = gated ? gate_up_bytes % 16 == 0 : Vectorizable(y);
     desc.bias_fits =
         !bias || (y.dtype == bias.dtype && reinterpret_cast<uintptr_t>(bias.data) % 16 == 0);
@@ -81,8 +82,8 @@ MatMulDesc DescOf(Stream& stream, ConstTensorView x, const CudaLinear& w, ConstT
   return desc;
 }
 
-// What MatMul and MatMulSwiGlu share: the choice of a kernel and its launch.
-template <Epilogue kEpilogue, typename T, typename Y>
+// What MatMul and MatMulSwiGlu share: the choice of a kernel and its launch. W is the stored type.
+template <Epilogue kEpilogue, typename T, typename Y, typename W = T>
 void LaunchMatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
                   TensorView y) {
   if (x.dim(0) == 0) return;
@@ -91,18 +92,19 @@ void LaunchMatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, Cons
   MatMulDesc desc = DescOf(stream, x, weight, bias, y);
   if (SelectMatMul(desc) == MatMulKernel::kLibrary) {
     if (LibraryOf(stream)->MatMul(stream, x, w, bias, y)) return;
-    desc.library = false;  // it has no algorithm for this one
+    desc.cublas_lt = false;  // it has no algorithm for this one
   }
   const MatMulKernel kernel = SelectMatMul(desc);
-  const MatMulArguments<T, Y> a{.x = static_cast<const T*>(x.data),
-                                .w = static_cast<const T*>(weight.buffer.data()),
-                                .bias = static_cast<const T*>(bias.data),
-                                .y = static_cast<Y*>(y.data),
-                                .x_stride = x.stride0,
-                                .y_stride = y.stride0,
-                                .rows = static_cast<int>(x.dim(0)),
-                                .n = static_cast<int>(w.n),
-                                .k = static_cast<int>(w.k)};
+  const MatMulArguments<T, Y, W> a{.x = static_cast<const T*>(x.data),
+                                   .w = static_cast<const W*>(weight.buffer.data()),
+                                   .bias = static_cast<const T*>(bias.data),
+                                   .y = static_cast<Y*>(y.data),
+                                   .x_stride = x.stride0,
+                                   .y_stride = y.stride0,
+                                   .rows = static_cast<int>(x.dim(0)),
+                                   .n = static_cast<int>(w.n),
+                                   .k = static_cast<int>(w.k),
+                                   .scales = std::is_same_v<W, E4M3> ? weight.scales() : nullptr};
   if constexpr (!std::is_same_v<T, float>) {
     if (kernel == MatMulKernel::kStream) return LaunchMatMulStream<kEpilogue>(handle, a);
     if (kernel != MatMulKernel::kPlain) {
@@ -111,41 +113,7 @@ void LaunchMatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, Cons
   }
   const dim3 grid(Blocks(OutputsOf<kEpilogue>(a), Outputs<kEpilogue>(kTile)),
                   Blocks(a.rows, kTile));
-  gpu::LaunchDependent({grid, dim3(256), 0, handle}, MatMulPlain<kEpilogue, T, Y>, a,
-                       weight.permuted);
-}
-
-// The same for weights of e4m3.
-template <Epilogue kEpilogue, typename T, typename Y>
-void LaunchMatMulE4M3(Stream& stream, ConstTensorView x, const LinearWeight& w,
-                      ConstTensorView bias, TensorView y) {
-  if (x.dim(0) == 0) return;
-  const auto& weight = static_cast<const CudaLinear&>(w);
-  const gpu::StreamHandle handle = NativeHandle(stream);
-  const MatMulKernel kernel = SelectMatMul({.dtype = x.dtype,
-                                            .rows = x.dim(0),
-                                            .n = w.n,
-                                            .permuted = weight.permuted,
-                                            .vectorizable = Vectorizable(x)});
-  const MatMulArguments<T, Y, E4M3> a{.x = static_cast<const T*>(x.data),
-                                      .w = static_cast<const E4M3*>(weight.buffer.data()),
-                                      .bias = static_cast<const T*>(bias.data),
-                                      .y = static_cast<Y*>(y.data),
-                                      .x_stride = x.stride0,
-                                      .y_stride = y.stride0,
-                                      .rows = static_cast<int>(x.dim(0)),
-                                      .n = static_cast<int>(w.n),
-                                      .k = static_cast<int>(w.k),
-                                      .scales = weight.scales()};
-  if constexpr (!std::is_same_v<T, float>) {
-    if (kernel == MatMulKernel::kStream) return LaunchMatMulStream<kEpilogue>(handle, a);
-    if (kernel != MatMulKernel::kPlain) {
-      return LaunchMatMulTiles<kEpilogue>(handle, kernel == MatMulKernel::kLargeTiles, a);
-    }
-  }
-  const dim3 grid(Blocks(OutputsOf<kEpilogue>(a), Outputs<kEpilogue>(kTile)),
-                  Blocks(a.rows, kTile));
-  gpu::LaunchDependent({grid, dim3(256), 0, handle}, MatMulPlain<kEpilogue, T, Y, E4M3>, a,
+  gpu::LaunchDependent({grid, dim3(256), 0, handle}, MatMulPlain<kEpilogue, T, Y, W>, a,
                        weight.permuted);
 }
 
@@ -222,8 +190,8 @@ void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTenso
     using T = decltype(zero);
     if (w.dtype == DType::kE4M3) {
       return y.dtype == DType::kF32
-                 ? LaunchMatMulE4M3<Epilogue::kStore, T, float>(stream, x, w, bias, y)
-                 : LaunchMatMulE4M3<Epilogue::kStore, T, T>(stream, x, w, bias, y);
+                 ? LaunchMatMul<Epilogue::kStore, T, float, E4M3>(stream, x, w, bias, y)
+                 : LaunchMatMul<Epilogue::kStore, T, T, E4M3>(stream, x, w, bias, y);
     }
     y.dtype == DType::kF32 ? LaunchMatMul<Epilogue::kStore, T, float>(stream, x, w, bias, y)
                            : LaunchMatMul<Epilogue::kStore, T, T>(stream, x, w, bias, y);
@@ -235,7 +203,7 @@ void MatMulSwiGlu(Stream& stream, ConstTensorView x, const LinearWeight& w, Cons
   DispatchFloat(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (w.dtype == DType::kE4M3)
-      return LaunchMatMulE4M3<Epilogue::kSwiGlu, T, T>(stream, x, w, bias, y);
+      return LaunchMatMul<Epilogue::kSwiGlu, T, T, E4M3>(stream, x, w, bias, y);
     LaunchMatMul<Epilogue::kSwiGlu, T, T>(stream, x, w, bias, y);
   });
 }

@@ -16,7 +16,7 @@ struct MatMulDesc {
   // Of a device that was opened with cublas_lt: the stream has room for x in W's order, and for
   // gate and up; its result is rows of whole 16-byte pieces; the bias, if any, is on 16 bytes and
   // of the result's type, as cuBLASLt's epilogue wants it.
-  bool library = false, result_aligned = true, bias_fits = true;
+  bool cublas_lt = false, result_aligned = true, bias_fits = true;
 };
 
 enum class MatMulKernel : uint8_t {
@@ -38,7 +38,8 @@ constexpr MatMulKernel SelectMatMul(const MatMulDesc& desc) {
   const bool tensor_type = desc.dtype == DType::kBF16 || desc.dtype == DType::kF16;
   if (!tensor_type || !desc.permuted) return MatMulKernel::kPlain;
   const bool many = desc.rows > kFewRowsLimit;
-  if (many && desc.library && desc.result_aligned && desc.bias_fits) return MatMulKernel::kLibrary;
+  if (many && desc.cublas_lt && desc.result_aligned && desc.bias_fits)
+    return MatMulKernel::kLibrary;
   if (!desc.vectorizable) return MatMulKernel::kPlain;
   if (!many) return MatMulKernel::kStream;
   const int64_t large = (desc.rows + 127) / 128 * ((desc.n + 127) / 128);

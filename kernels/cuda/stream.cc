@@ -40,7 +40,9 @@ absl::Status StatusOf(cudaError_t error, const std::string& what) {
 }
 
 gpu::StreamHandle NativeHandle(Stream& stream) { return static_cast<CudaStream&>(stream).handle(); }
-MatMulLibrary* LibraryOf(Stream& stream) { return static_cast<CudaStream&>(stream).library(); }
+MatMulLibrary* LibraryOf(Stream& stream) {
+  return static_cast<CudaStream&>(stream).matmul_library();
+}
 
 CudaStream::CudaStream(Device* device, int device_index, bool waits_for_copies, cudaStream_t handle,
                        const CublasLt* cublas)

@@ -94,7 +94,7 @@ class HostCudaStream final : public Stream {
     return std::make_unique<HostCudaGraph>(std::move(nodes));
   }
   host_cuda::Recording* capturing() const { return capturing_; }
-  cuda::MatMulLibrary* library() const { return library_.get(); }
+  cuda::MatMulLibrary* matmul_library() const { return library_.get(); }
 
  private:
   host_cuda::Recording* capturing_ = nullptr;
@@ -174,7 +174,9 @@ namespace cuda {
 gpu::StreamHandle NativeHandle(Stream& stream) {
   return static_cast<HostCudaStream&>(stream).capturing();
 }
-MatMulLibrary* LibraryOf(Stream& stream) { return static_cast<HostCudaStream&>(stream).library(); }
+MatMulLibrary* LibraryOf(Stream& stream) {
+  return static_cast<HostCudaStream&>(stream).matmul_library();
+}
 }  // namespace cuda
 
 }  // namespace trireme

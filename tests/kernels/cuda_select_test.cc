@@ -20,17 +20,17 @@ TEST(SelectMatMulTest, RowsAndTypeDecide) {
 }
 
 TEST(SelectMatMulTest, CublasLtTakesManyRowsWhereItHasRoomAndFits) {
-  const MatMulDesc many{.rows = kFewRowsLimit + 1, .library = true};
+  const MatMulDesc many{.rows = kFewRowsLimit + 1, .cublas_lt = true};
   EXPECT_EQ(SelectMatMul(many), MatMulKernel::kLibrary);
   for (const int64_t rows : {17, 512, 8192})
-    EXPECT_EQ(SelectMatMul({.rows = rows, .library = true}), MatMulKernel::kLibrary) << rows;
+    EXPECT_EQ(SelectMatMul({.rows = rows, .cublas_lt = true}), MatMulKernel::kLibrary) << rows;
   for (const int64_t rows : {int64_t{1}, kFewRowsLimit})
-    EXPECT_EQ(SelectMatMul({.rows = rows, .library = true}), MatMulKernel::kStream) << rows;
+    EXPECT_EQ(SelectMatMul({.rows = rows, .cublas_lt = true}), MatMulKernel::kStream) << rows;
   MatMulDesc desc = many;
   desc.dtype = DType::kF16;
   desc.vectorizable = false;  // x is copied in any case
   EXPECT_EQ(SelectMatMul(desc), MatMulKernel::kLibrary);
-  desc = many, desc.library = false;
+  desc = many, desc.cublas_lt = false;
   EXPECT_EQ(SelectMatMul(desc), MatMulKernel::kTiles) << "not asked for, or no room";
   desc = many, desc.dtype = DType::kF32;
   EXPECT_EQ(SelectMatMul(desc), MatMulKernel::kPlain);
