@@ -66,8 +66,9 @@ cudaStream_t CudaStream::handle() const {
 
 void CudaStream::Copy(void* dst, const void* src, size_t bytes) {
   if (bytes == 0) return;
-  cudaError_t error = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, handle_);
-  if (waits_for_copies_ && error == cudaSuccess) error = cudaStreamSynchronize(handle_);
+  const cudaStream_t stream = handle();
+  cudaError_t error = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, stream);
+  if (waits_for_copies_ && error == cudaSuccess) error = cudaStreamSynchronize(stream);
   if (error_ == cudaSuccess) error_ = error;  // surfaces in Synchronize
 }
 
@@ -83,15 +84,16 @@ absl::Status CudaStream::Synchronize() {
 
 absl::Status CudaStream::Wait() {
   using Clock = std::chrono::steady_clock;
+  const cudaStream_t stream = handle();
   cudaError_t error = error_;
   if (watches_.empty()) {
-    const cudaError_t waited = cudaStreamSynchronize(handle_);
+    const cudaError_t waited = cudaStreamSynchronize(stream);
     return StatusOf(error != cudaSuccess ? error : waited, device().spec().name);
   }
   constexpr auto kInterval = std::chrono::milliseconds(1);
   auto next_look = Clock::now() + kInterval;
-  cudaError_t state = cudaStreamQuery(handle_);
-  for (; state == cudaErrorNotReady; state = cudaStreamQuery(handle_)) {
+  cudaError_t state = cudaStreamQuery(stream);
+  for (; state == cudaErrorNotReady; state = cudaStreamQuery(stream)) {
     if (Clock::now() < next_look) continue;
     RETURN_IF_ERROR(WatchesHealthy());
     next_look = Clock::now() + kInterval;
