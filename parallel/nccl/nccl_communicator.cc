@@ -67,11 +67,14 @@ class NcclCommunicator final : public Communicator {
   static absl::StatusOr<std::unique_ptr<Communicator>> Create(const NcclGroup& group,
                                                               Device& device) {
     ASSIGN_OR_RETURN(const NcclApi* const nccl, OpenNccl());
-    std::unique_ptr<NcclCommunicator> made(new NcclCommunicator(*nccl, group, device));
+    // First of all: it makes the device this thread's current one, and that is the GPU which NCCL
+    // joins with and which events are of.
+    ASSIGN_OR_RETURN(std::unique_ptr<Stream> side_stream, device.NewStream());
+    std::unique_ptr<NcclCommunicator> made(
+        new NcclCommunicator(*nccl, group, device, std::move(side_stream)));
     if (group.collectives)
       RETURN_IF_ERROR(made->Join(group.ids[0].group, group.size, group.rank, made->all_));
     if (group.pipeline) RETURN_IF_ERROR(made->JoinNeighbours(group));
-    ASSIGN_OR_RETURN(made->side_stream_, device.NewStream());
     return std::unique_ptr<Communicator>(std::move(made));
   }
   ~NcclCommunicator() override {
@@ -200,8 +203,12 @@ class NcclCommunicator final : public Communicator {
     cudaEvent_t done = nullptr;
   };
 
-  NcclCommunicator(const NcclApi& nccl, const NcclGroup& group, Device& device)
-      : nccl_(nccl), device_(device), shared_gpu_(group.shared_gpu) {
+  NcclCommunicator(const NcclApi& nccl, const NcclGroup& group, Device& device,
+                   std::unique_ptr<Stream> side_stream)
+      : nccl_(nccl),
+        device_(device),
+        shared_gpu_(group.shared_gpu),
+        side_stream_(std::move(side_stream)) {
     if (group.peers != nullptr) peers_.emplace(group.peers);
     rank_ = group.rank;
     size_ = group.size;
