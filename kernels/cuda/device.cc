@@ -48,7 +48,9 @@ class CudaDevice final : public Device {
     allocated_bytes_ += static_cast<int64_t>(bytes);
     Buffer buffer(data, bytes, [](void* memory, size_t) { cudaFree(memory); });
     RETURN_IF_ERROR(StatusOf(cudaMemset(data, 0, at_least_one), spec_.name));
-    if (host_readable_) RETURN_IF_ERROR(StatusOf(cudaDeviceSynchronize(), spec_.name));
+    // The zeros must lie there before anything else comes: streams of this device do not wait for
+    // the one that cudaMemset enqueues on, and it returns before the device is done.
+    RETURN_IF_ERROR(StatusOf(cudaStreamSynchronize(cudaStreamLegacy), spec_.name));
     return buffer;
   }
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
