@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <functional>
+#include <vector>
 
 #include "kernels/cuda/cublas_lt_plans.h"
 #include "kernels/cuda/cuda_ops.h"
@@ -28,12 +29,33 @@ absl::StatusOr<double> BestSeconds(Stream& stream, int repeat,
   return best;
 }
 
+// Numbers of both signs and several sizes, as weights are: a chip multiplies zeros faster, for they
+// take less power. A block from the host, then copies of what there is.
+absl::Status FillWithNumbers(Stream& stream, const Tensor& tensor) {
+  constexpr size_t kBlock = 1 << 20;
+  std::vector<uint32_t> block(kBlock / sizeof(uint32_t));
+  uint32_t state = 1;
+  for (uint32_t& word : block) {
+    state = state * 1664525u + 1013904223u;
+    // As bf16, f16 or the upper half of an f32 all below 2 and none too small for its type.
+    word = (state & 0x83ff83ffu) | 0x3c003c00u;
+  }
+  char* const data = tensor.view().as<char>();
+  const size_t bytes = static_cast<size_t>(tensor.bytes());
+  size_t filled = std::min(bytes, kBlock);
+  stream.Copy(data, block.data(), filled);
+  for (; filled < bytes; filled += std::min(filled, bytes - filled))
+    stream.Copy(data + filled, data, std::min(filled, bytes - filled));
+  return stream.Synchronize();  // the block goes
+}
+
 // Of square matrices; f32 as IEEE fp32.
 absl::StatusOr<double> MatMulFlops(Stream& stream, CublasLtPlans& plans, DType dtype, int64_t n,
                                    void* workspace) {
   Tensor x, w, y;
   for (Tensor* tensor : {&x, &w, &y}) {
     ASSIGN_OR_RETURN(*tensor, Tensor::Create(stream.device(), dtype, {n, n}));
+    RETURN_IF_ERROR(FillWithNumbers(stream, *tensor));
   }
   const CublasLtShape shape{.in = dtype,
                             .out = dtype,
