@@ -58,27 +58,35 @@ struct Config {
   StreamHandle stream = nullptr;
 };
 
-template <class... P>
-void AllowSharedMemory(const Config& c, void (*kernel)(P...)) {
-  if (c.dynamic_smem <= 48 << 10) return;
-  cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                       cudaFuncAttributeMaxDynamicSharedMemorySize,
-                       static_cast<int>(c.dynamic_smem));
-}
 // A launch that the device refuses is our fault. A capture that something else has spoilt says so
-// at its end.
-inline void CheckLaunch() {
-  const cudaError_t error = cudaGetLastError();
+// at its end. Of the call itself, not cudaGetLastError's, which also gives what others left there.
+inline void CheckLaunch(cudaError_t error) {
   CHECK(error == cudaSuccess || error == cudaErrorStreamCaptureInvalidated)
       << "kernel launch: " << cudaGetErrorString(error);
+}
+
+template <class... P, class... A>
+void Enqueue(const Config& c, cudaLaunchAttribute* attributes, unsigned count, void (*kernel)(P...),
+             A&&... args) {
+  if (c.dynamic_smem > 48 << 10) {
+    CheckLaunch(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     static_cast<int>(c.dynamic_smem)));
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = c.grid;
+  config.blockDim = c.block;
+  config.dynamicSmemBytes = c.dynamic_smem;
+  config.stream = c.stream;
+  config.attrs = attributes;
+  config.numAttrs = count;
+  CheckLaunch(cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...));
 }
 
 // Enqueues the kernel.
 template <class... P, class... A>
 void Launch(const Config& c, void (*kernel)(P...), A&&... args) {
-  AllowSharedMemory(c, kernel);
-  kernel<<<c.grid, c.block, c.dynamic_smem, c.stream>>>(static_cast<P>(args)...);
-  CheckLaunch();
+  Enqueue(c, nullptr, 0, kernel, static_cast<A&&>(args)...);
 }
 
 // Enqueues a kernel all of whose threads call WaitForPrevious. With DependentLaunches its blocks
@@ -86,20 +94,10 @@ void Launch(const Config& c, void (*kernel)(P...), A&&... args) {
 // when that one has ended (CUDA's programmatic dependent launch; the same in a captured graph).
 template <class... P, class... A>
 void LaunchDependent(const Config& c, void (*kernel)(P...), A&&... args) {
-  if (!DependentLaunches()) return Launch(c, kernel, static_cast<A&&>(args)...);
-  AllowSharedMemory(c, kernel);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = c.grid;
-  config.blockDim = c.block;
-  config.dynamicSmemBytes = c.dynamic_smem;
-  config.stream = c.stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
-  CheckLaunch();
+  Enqueue(c, &attribute, DependentLaunches() ? 1 : 0, kernel, static_cast<A&&>(args)...);
 }
 
 // Enqueues a kernel, likewise dependent, whose blocks wait for those of other launches, on other
