@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/read_bandwidth.h"
 #include "kernels/status.h"
 
 namespace trireme::cuda {
@@ -67,10 +68,15 @@ class CudaDevice final : public Device {
   const std::unique_ptr<CublasLt> cublas_;  // or null
 };
 
-// The kernels are compiled for these chips and run on later ones of the same major version.
+// What a block of the largest tiles takes of shared memory, at the most (matmul_tiles.cu,
+// mol_tile_loader.cuh): an A100's has 163 KiB, but that of other chips of 8.x 99.
+constexpr size_t kSharedBytes = 160 << 10;
+
+// The kernels are compiled for these chips.
 bool Supported(const cudaDeviceProp& properties) {
-  return properties.major == 8 || (properties.major == 9 && properties.minor == 0) ||
-         (properties.major == 10 && properties.minor == 0);
+  const bool known = properties.major == 8 || (properties.major == 9 && properties.minor == 0) ||
+                     (properties.major == 10 && properties.minor == 0);
+  return known && properties.sharedMemPerBlockOptin >= kSharedBytes;
 }
 
 absl::StatusOr<std::unique_ptr<CublasLt>> OpenCublasLt(int index) {
@@ -122,9 +128,17 @@ absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(const DeviceOptions& opti
   RETURN_IF_ERROR(StatusOf(cudaGetDeviceProperties(&properties, index),
                            "--device cuda: reading the GPU's properties"));
   if (!Supported(properties)) {
-    return absl::UnavailableError(absl::StrCat(
-        "--device cuda: ", properties.name, " has compute capability ", properties.major, ".",
-        properties.minor, "; this build supports 8.x, 9.0 and 10.0"));
+    return absl::UnavailableError(
+        absl::StrCat("--device cuda: ", properties.name, " has compute capability ",
+                     properties.major, ".", properties.minor, "; 8.0, 9.0 and 10.0 are supported"));
+  }
+  // From here on this thread's calls mean this GPU, also those of libraries.
+  RETURN_IF_ERROR(StatusOf(cudaSetDevice(index), absl::StrCat("--device cuda: ", properties.name)));
+  if (const std::string why = WhyNoCode(); !why.empty()) {
+    return absl::UnavailableError(
+        absl::StrCat("--device cuda: this build has no kernels for ", properties.name, " (", why,
+                     "): build with its architecture in CMAKE_CUDA_ARCHITECTURES (",
+                     properties.major, properties.minor, properties.major >= 9 ? "a" : "", ")"));
   }
   gpu::DependentLaunches() = options.dependent_launches && properties.major >= 9;
   std::unique_ptr<CublasLt> cublas;

@@ -15,6 +15,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <string>
 #else
 #include TRIREME_HOST_CUDA
 #endif
@@ -105,6 +106,15 @@ void LaunchDependent(const Config& c, void (*kernel)(P...), A&&... args) {
 template <class... P, class... A>
 void LaunchResident(const Config& c, void (*kernel)(P...), A&&... args) {
   LaunchDependent(c, kernel, static_cast<A&&>(args)...);
+}
+
+// Why the calling thread's current GPU cannot run the kernel; empty: it can.
+template <class... P>
+std::string WhyNoCode(void (*kernel)(P...)) {
+  cudaFuncAttributes attributes;
+  const cudaError_t error =
+      cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel));
+  return error == cudaSuccess ? "" : cudaGetErrorString(error);
 }
 
 // Lets the blocks of the next kernel come, and waits until the kernel before has ended and all that
@@ -252,6 +262,10 @@ inline void Mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], _
 }
 inline void Mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __half, HC_LOC) {
   host_cuda::Mma(d, a, b, /*bf16=*/false, loc);
+}
+template <class... P>
+std::string WhyNoCode(void (*)(P...)) {
+  return "";
 }
 inline uint4 LoadStreaming(const uint4* p) { return *p; }
 inline float Exp2(float x) {

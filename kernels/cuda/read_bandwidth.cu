@@ -32,4 +32,6 @@ void ReadOnce(gpu::StreamHandle stream, const void* data, int64_t bytes, int blo
               static_cast<const uint4*>(data), bytes / 16, static_cast<uint32_t*>(out));
 }
 
+std::string WhyNoCode() { return gpu::WhyNoCode(ReadAll); }
+
 }  // namespace trireme::cuda
