@@ -40,7 +40,13 @@ class TileProduct {
         y0_(static_cast<int>(blockIdx.y) * Outputs<kEpilogue>(Tile::kColumns)),
         warp_row_(static_cast<int>(threadIdx.x) / 32 % Tile::kRowWarps * Tile::kRowTiles * 16),
         warp_column_(static_cast<int>(threadIdx.x) / 32 / Tile::kRowWarps * Tile::kColumnTiles *
-                     8) {}
+                     8) {
+    x_ = a.x + (m0_ + Pieces<T>::Row()) * a.x_stride + Pieces<T>::Column();
+    x_rows_ = a.rows - m0_ - Pieces<T>::Row();
+    const TileColumn column = TileColumnOf<kEpilogue, 8>(a.n, y0_, Pieces<W>::Row());
+    w_ = a.w + int64_t{column.row} * a.k + Pieces<W>::Column();
+    columns_ = OutputsOf<kEpilogue>(a) - column.output;
+  }
 
   __device__ void Run() {
     const int steps = (a_.k + kStep - 1) / kStep;
@@ -60,23 +66,39 @@ class TileProduct {
   }
 
  private:
+  // A thread's pieces of 16 bytes of a tile: always the same columns, of every kEach-th row. That
+  // is known before the loop, which would else spend more instructions on addresses than on
+  // products.
+  template <typename E>
+  struct Pieces {
+    static constexpr int kElements = 16 / static_cast<int>(sizeof(E));
+    static constexpr int kOfRow = kStep / kElements, kEach = Tile::kThreads / kOfRow;
+    static_assert(Tile::kThreads % kOfRow == 0 && kEach % 16 == 0);
+    __device__ static int Row() { return static_cast<int>(threadIdx.x) / kOfRow; }
+    __device__ static int Column() { return static_cast<int>(threadIdx.x) % kOfRow * kElements; }
+  };
+
   // Zeros beyond the edges; k is whole stretches, so a 16-byte piece is inside or outside.
   __device__ void Load(int stage, int k0) {
     Stage<T, W, Tile>& to = stages_[stage];
-    constexpr int kPieces = kStep / 8;
-    for (int i = threadIdx.x; i < Tile::kRows * kPieces; i += Tile::kThreads) {
-      const int r = i / kPieces, c = i % kPieces * 8;
-      const bool inside = m0_ + r < a_.rows && k0 + c < a_.k;
-      gpu::CpAsync16(&to.x[r][c], inside ? a_.x + (m0_ + r) * a_.x_stride + k0 + c : a_.x,
-                     inside ? 16 : 0);
+    using X = Pieces<T>;
+    const T* x = x_ + k0;
+    const int x_rows = k0 + X::Column() < a_.k ? x_rows_ : 0;
+#pragma unroll
+    for (int r = 0; r < Tile::kRows; r += X::kEach) {
+      const bool inside = r < x_rows;
+      gpu::CpAsync16(&to.x[X::Row() + r][X::Column()], inside ? x : a_.x, inside ? 16 : 0);
+      x += X::kEach * a_.x_stride;
     }
-    constexpr int kElements = 16 / static_cast<int>(sizeof(W)), kWPieces = kStep / kElements;
-    for (int i = threadIdx.x; i < Tile::kColumns * kWPieces; i += Tile::kThreads) {
-      const int r = i / kWPieces, c = i % kWPieces * kElements;
-      const TileColumn column = TileColumnOf<kEpilogue, 8>(a_.n, y0_, r);
-      const bool inside = column.output < OutputsOf<kEpilogue>(a_) && k0 + c < a_.k;
-      gpu::CpAsync16(&to.w[c / kStretchOf<W>][r][c % kStretchOf<W>],
-                     inside ? a_.w + int64_t{column.row} * a_.k + k0 + c : a_.w, inside ? 16 : 0);
+    using P = Pieces<W>;
+    const W* w = w_ + k0;
+    const int columns = k0 + P::Column() < a_.k ? columns_ : 0;
+    W* const w_to = &to.w[P::Column() / kStretchOf<W>][P::Row()][P::Column() % kStretchOf<W>];
+#pragma unroll
+    for (int r = 0; r < Tile::kColumns; r += P::kEach) {
+      const bool inside = Outputs<kEpilogue>(r) < columns;
+      gpu::CpAsync16(w_to + r * kStretchOf<W>, inside ? w : a_.w, inside ? 16 : 0);
+      w += int64_t{Outputs<kEpilogue>(P::kEach)} * a_.k;
     }
     gpu::CpAsyncCommit();
   }
@@ -154,6 +176,10 @@ class TileProduct {
   const MatMulArguments<T, Y, W>& a_;
   Stage<T, W, Tile>* const stages_;
   const int m0_, y0_, warp_row_, warp_column_;  // first row and column of y; the warp's of the tile
+  // The thread's first pieces of k = 0, and how many rows and columns of y lie from there on.
+  const T* x_;
+  const W* w_;
+  int x_rows_, columns_;
   float segment_[Tile::kRowTiles][Tile::kColumnTiles][4] = {};
   float sums_[Tile::kRowTiles][Tile::kColumnTiles][4];
 };
