@@ -106,6 +106,9 @@ void PagedAttention(Stream& stream, ConstTensorView q, const PagedKv& kv, ConstT
   if (q.dim(0) == 0) return;
   const int64_t d = kv.k.dim(3), sequences = kv_lens.dim(0), kv_heads = kv.k.dim(2);
   CHECK_LE(d, kMaxHeadDim) << "head_dim";
+  const auto page_size = static_cast<uint64_t>(kv.k.dim(1));
+  CHECK_LT(kv.page_tables.dim(1) * kv.k.dim(1) * kv.k.dim(1), int64_t{1} << 32) << "page size";
+  CHECK_LT(kv.k.dim(0) * kv.k.dim(1) * kv.k.dim(2), int64_t{1} << 31) << "rows of the cache";
   const AttentionDesc desc{
       .dtype = q.dtype,
       .head_dim = d,
@@ -138,7 +141,8 @@ void PagedAttention(Stream& stream, ConstTensorView q, const PagedKv& kv, ConstT
         .head_dim = static_cast<int>(d),
         .page_size = static_cast<int>(kv.k.dim(1)),
         .split_keys = static_cast<int>(choice.split_keys),
-        .decode_q_len = static_cast<int>(choice.decode ? choice.decode_q_len : 0)};
+        .decode_q_len = static_cast<int>(choice.decode ? choice.decode_q_len : 0),
+        .page_reciprocal = ((uint64_t{1} << 32) + page_size - 1) / page_size};
     if (choice.plain) return LaunchAttentionRows(NativeHandle(stream), arguments, q.dim(0));
     if constexpr (!std::is_same_v<T, float>) {
       if (choice.decode) {

@@ -11,6 +11,8 @@
 // nothing. So a row has the same bits in every kernel, batch and chunk.
 #pragma once
 
+#include <climits>
+
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/primitives.cuh"
 
@@ -26,6 +28,9 @@ struct AttentionArguments {
   int sliding_window, sequences, q_heads, kv_heads, head_dim, page_size;
   int split_keys;    // tiled kernels: keys of a split
   int decode_q_len;  // sequences of at most so many queries are the decode kernel's
+  // ceil(2^32 / page_size): a key times this, shifted down, is key / page_size where key *
+  // page_size is below 2^32, for a fraction of what a division by an unknown number costs.
+  uint64_t page_reciprocal;
 };
 
 // Key tiles in shared memory. The pitch spreads the eight rows of an ldmatrix over all banks.
@@ -56,12 +61,14 @@ template <typename T>
 __device__ inline int FirstKey(const AttentionArguments<T>& a, int position) {
   return a.sliding_window > 0 ? max(0, position - a.sliding_window + 1) : 0;
 }
-// Element offset in the cache of the row that holds key `key` of a kv head.
+// Element offset in the cache of the row that holds key `key` of a kv head. Rows are counted in 32
+// bits.
 template <typename T>
 __device__ inline int64_t CacheRow(const AttentionArguments<T>& a, const int32_t* pages, int key,
                                    int kv_head) {
-  const int64_t slot = int64_t{pages[key / a.page_size]} * a.page_size + key % a.page_size;
-  return (slot * a.kv_heads + kv_head) * a.head_dim;
+  const int page = static_cast<int>(static_cast<uint32_t>(key) * a.page_reciprocal >> 32);
+  const int slot = pages[page] * a.page_size + (key - page * a.page_size);
+  return int64_t{slot * a.kv_heads + kv_head} * a.head_dim;
 }
 
 // Starts the copy of keys [key0, key0 + kKeys) and their values; those outside [first, end) become
@@ -73,7 +80,8 @@ __device__ inline void LoadKv(const AttentionArguments<T>& a, const RowGroup& g,
   for (int i = threadIdx.x; i < KvTile<T, D>::kKeys * kPieces; i += kThreads) {
     const int r = i / kPieces, c = i % kPieces * 8, key = key0 + r;
     const bool inside = key >= first && key < end;
-    const int64_t at = inside ? CacheRow(a, g.pages, key, g.kv_head) + c : 0;
+    // Outside, the address of a key that is there, of which nothing is read: no branch.
+    const int64_t at = CacheRow(a, g.pages, min(max(key, first), end - 1), g.kv_head) + c;
     gpu::CpAsync16(&tile.k[r][c], a.k + at, inside ? 16 : 0);
     gpu::CpAsync16(&tile.v[r][c], a.v + at, inside ? 16 : 0);
   }
@@ -135,9 +143,13 @@ __device__ inline float Base(float top, float scale) {
 __device__ inline float Weight(float score, float scale, float base) {
   return gpu::Exp2(__fmaf_rn(score, scale, -base));
 }
-// The thread's rows: keys [first, last] are seen.
+// The thread's rows: keys [first, last] are seen. Rows behind the last are zeros that nobody takes,
+// and see all.
 struct RowLimits {
   int first[2], last[2];
+  __device__ bool see(int from, int to) const {
+    return from >= max(first[0], first[1]) && to <= min(last[0], last[1]);
+  }
 };
 template <typename T>
 __device__ inline RowLimits LimitsOf(const AttentionArguments<T>& a, const RowGroup& g, int row0) {
@@ -145,8 +157,9 @@ __device__ inline RowLimits LimitsOf(const AttentionArguments<T>& a, const RowGr
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = row0 + gpu::LaneId() / 4 + half * 8;
-    limits.last[half] = row < g.rows() ? g.position(row) : -1;
-    limits.first[half] = FirstKey(a, limits.last[half]);
+    const bool inside = row < g.rows();
+    limits.last[half] = inside ? g.position(row) : INT_MAX;
+    limits.first[half] = inside ? FirstKey(a, limits.last[half]) : 0;
   }
   return limits;
 }
@@ -157,19 +170,19 @@ template <int kTiles>
 __device__ inline void SoftmaxStep(float (&scores)[kTiles][4], int key0, const RowLimits& limits,
                                    float scale, SoftmaxState& state, float (&fade)[2]) {
   const int column = gpu::LaneId() % 4 * 2;
+  if (!limits.see(key0, key0 + kTiles * 8 - 1)) {  // few tiles
+#pragma unroll
+    for (int i = 0; i < kTiles * 4; ++i) {
+      const int key = key0 + i / 4 * 8 + column + i % 2, half = i % 4 / 2;
+      if (key < limits.first[half] || key > limits.last[half]) scores[i / 4][i % 4] = -INFINITY;
+    }
+  }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float top = -INFINITY;
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int key = key0 + n * 8 + column + e;
-        float& score = scores[n][half * 2 + e];
-        if (key < limits.first[half] || key > limits.last[half]) score = -INFINITY;
-        top = fmaxf(top, score);
-      }
-    }
+    for (int n = 0; n < kTiles; ++n)
+      top = fmaxf(top, fmaxf(scores[n][half * 2], scores[n][half * 2 + 1]));
     top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
     top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
     top = fmaxf(top, state.top[half]);
