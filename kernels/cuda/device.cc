@@ -118,11 +118,8 @@ absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(const DeviceOptions& opti
                                                cudaGetErrorString(error),
                                                "); see nvidia-smi and CUDA_VISIBLE_DEVICES"));
   }
-  if (options.local_index >= count && !options.allow_shared) {
-    return absl::UnavailableError(
-        absl::StrCat("--device cuda: this host has ", count, " GPUs and more ranks; start at most ",
-                     count, " ranks a host, or give --allow-shared-gpu (slow, for tests)"));
-  }
+  // A launcher may show each rank its own GPU alone. Whether two ranks have the same one they find
+  // out together (parallel/process_groups.h).
   const int index = options.local_index % count;
   cudaDeviceProp properties;
   RETURN_IF_ERROR(StatusOf(cudaGetDeviceProperties(&properties, index),

@@ -13,8 +13,8 @@
 
 namespace trireme::cuda {
 
-// Unavailable names what is missing: no driver, one older than this build's runtime, no GPU, fewer
-// GPUs than ranks, a chip the kernels are not compiled for.
+// Unavailable names what is missing: no driver, one older than this build's runtime, no GPU, a chip
+// the kernels are not compiled for. Makes the GPU the calling thread's current one.
 absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(const DeviceOptions& options);
 
 // GPUs that OpenCudaDevice would open.
