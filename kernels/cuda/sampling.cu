@@ -19,6 +19,26 @@ __device__ inline uint32_t SortKey(float x) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+// Calls f(column, score) for the thread's columns of the row, ascending. A row is one block's work,
+// and one load at a time would leave it waiting for memory: kAhead are under way.
+template <typename F>
+__device__ inline void ForEachColumn(const float* x, int n, F&& f) {
+  constexpr int kAhead = 8;
+  for (int first = threadIdx.x; first < n; first += kAhead * kThreads) {
+    float scores[kAhead];
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const int i = first + u * kThreads;
+      scores[u] = i < n ? x[i] : 0.0f;
+    }
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const int i = first + u * kThreads;
+      if (i < n) f(i, scores[u]);
+    }
+  }
+}
+
 struct Scored {
   float score;
   int column;  // -1 = none
@@ -86,7 +106,7 @@ __device__ void WriteBest(const float* x, int n, int k, float* scores, int32_t* 
   if (threadIdx.x == 0) candidates = written = 0;
   __syncthreads();
   int mine = 0;
-  for (int i = threadIdx.x; i < n; i += kThreads) mine += SortKey(x[i]) != 0 ? 1 : 0;
+  ForEachColumn(x, n, [&mine](int, float score) { mine += SortKey(score) != 0 ? 1 : 0; });
   mine = gpu::WarpSum(mine);
   if (threadIdx.x % 32 == 0) atomicAdd(&candidates, mine);
   __syncthreads();
@@ -134,16 +154,18 @@ __global__ void __launch_bounds__(kThreads)
     return;
   }
   Scored best{-INFINITY, -1};
-  for (int i = threadIdx.x; i < n; i += kThreads) {
-    if (x[i] == x[i]) best = Better(best, {x[i], i});
-  }
+  ForEachColumn(x, n, [&best](int i, float score) {
+    // Better's choice: columns ascend.
+    if (score > best.score || (best.column < 0 && score == score)) best = {score, i};
+  });
   best = BlockBest(best);
   double total = 0.0;
   if (inverse > 0.0) {
-    for (int i = threadIdx.x; i < n; i += kThreads) {
-      const float exponent = static_cast<float>((static_cast<double>(x[i]) - best.score) * inverse);
+    ForEachColumn(x, n, [&total, &best, inverse](int, float score) {
+      const float exponent =
+          static_cast<float>((static_cast<double>(score) - best.score) * inverse);
       if (exponent == exponent) total += expf(exponent);
-    }
+    });
     total = BlockSum64(total);
   }
   if (threadIdx.x == 0) {
