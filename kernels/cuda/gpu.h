@@ -290,9 +290,11 @@ inline uint32_t MulPair(uint32_t a, uint32_t b, __nv_bfloat16 type) {
   return RoundedPair(half(a, 0) * half(b, 0), half(a, 16) * half(b, 16), type);
 }
 inline void LdMatrixX4(uint32_t (&r)[4], const void* row, HC_LOC) {
+  host_cuda::CheckRow(row, loc);
   host_cuda::LdMatrix(r, *static_cast<const uint4*>(row), 4, false, loc);
 }
 inline void LdMatrixX4Trans(uint32_t (&r)[4], const void* row, HC_LOC) {
+  host_cuda::CheckRow(row, loc);
   host_cuda::LdMatrix(r, *static_cast<const uint4*>(row), 4, true, loc);
 }
 inline void CpAsync16(void* dst, const void* src, int valid = 16) {

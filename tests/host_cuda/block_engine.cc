@@ -8,7 +8,8 @@
 namespace host_cuda {
 namespace {
 
-constexpr size_t kArena = 512 << 10, kSharedLimit = 228 << 10, kRedzone = 128;
+// An A100's limit for a block, the smallest of the chips that the backend is for.
+constexpr size_t kArena = 512 << 10, kSharedLimit = 163 << 10, kRedzone = 128;
 
 std::string Where(const Loc& loc) {
   return std::string(loc.file_name()) + ":" + std::to_string(loc.line());
@@ -117,6 +118,9 @@ void BlockEngine::Spin() {
 
 void BlockEngine::Barrier(int id, int count, Loc loc) {
   CudaThread& t = current();
+  if (id < 0 || id > 15) FailHere("there are barriers 0 to 15", loc);
+  if (count % 32 != 0 || count > (count_ + 31) / 32 * 32)
+    FailHere("a barrier is for whole warps of the block", loc);
   t.barrier_id = id, t.barrier_count = count, t.loc = loc;
   void* sync = &barrier_sync_[id * 2 + (barrier_phase_[id] & 1)];
   Release(sync);
@@ -162,6 +166,11 @@ void* BlockEngine::StaticShared(const void* tag, size_t bytes) {
   if (p == nullptr) FailHere("more shared memory than the limit", Loc::current());
   statics_.emplace_back(tag, p);
   return p;
+}
+
+bool BlockEngine::InShared(const void* p, size_t bytes) const {
+  const char* const at = static_cast<const char*>(p);
+  return at >= arena_ && at + bytes <= arena_ + used_;
 }
 
 void* BlockEngine::Take(size_t bytes) {

@@ -67,6 +67,7 @@ class BlockEngine {
   [[noreturn]] void FailHere(const char* what, Loc loc);
   void* DynamicShared() { return dynamic_; }
   void* StaticShared(const void* tag, size_t bytes);
+  bool InShared(const void* p, size_t bytes) const;
 
  private:
   static void Entry();

@@ -19,6 +19,11 @@
 namespace trireme {
 namespace {
 
+// Of this thread. CUDA refuses what would wait or change memory's mapping meanwhile, and the
+// capture is spoilt.
+thread_local bool capture_under_way = false;
+void CheckNoCapture(const char* what) { CHECK(!capture_under_way) << what << " during a capture"; }
+
 class HostCudaGraph final : public Graph {
  public:
   explicit HostCudaGraph(host_cuda::Recording nodes)
@@ -87,7 +92,9 @@ class HostCudaStream final : public Stream {
   absl::StatusOr<std::unique_ptr<Graph>> Capture(const std::function<void()>& work) override {
     host_cuda::Recording nodes;
     capturing_ = &nodes;
+    capture_under_way = true;
     work();
+    capture_under_way = false;
     capturing_ = nullptr;
     if (HostCudaTestHooks().captured) RETURN_IF_ERROR(HostCudaTestHooks().captured());
     if (library_ != nullptr) RETURN_IF_ERROR(library_->TakeError());
@@ -118,13 +125,17 @@ class HostCudaDevice final : public Device {
     if (hidden_) host_cuda::DefaultOptions().around_launch = nullptr;
   }
   absl::StatusOr<Buffer> Allocate(size_t bytes) override {
+    CheckNoCapture("an allocation");
     if (HostCudaTestHooks().allocating) RETURN_IF_ERROR(HostCudaTestHooks().allocating(bytes));
     allocated_bytes_ += static_cast<int64_t>(bytes);
     if (hidden_) {
       void* data = HiddenMemory::Get().Map(bytes);
       if (data == nullptr)
         return absl::ResourceExhaustedError(absl::StrCat("no memory for ", bytes, " bytes"));
-      return Buffer(data, bytes, [](void* memory, size_t) { HiddenMemory::Get().Unmap(memory); });
+      return Buffer(data, bytes, [](void* memory, size_t) {
+        CheckNoCapture("a free");
+        HiddenMemory::Get().Unmap(memory);
+      });
     }
     constexpr size_t kAlignment = 256;
     const size_t rounded = (bytes + kAlignment) / kAlignment * kAlignment;
@@ -132,7 +143,10 @@ class HostCudaDevice final : public Device {
     if (data == nullptr)
       return absl::ResourceExhaustedError(absl::StrCat("no memory for ", bytes, " bytes"));
     std::memset(data, 0, rounded);
-    return Buffer(data, bytes, [](void* memory, size_t) { std::free(memory); });
+    return Buffer(data, bytes, [](void* memory, size_t) {
+      CheckNoCapture("a free");
+      std::free(memory);
+    });
   }
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
     return std::make_unique<HostCudaStream>(this, hidden_, cublas_.get());

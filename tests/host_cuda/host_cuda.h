@@ -96,6 +96,7 @@ void Shuffle(uint32_t mask, void* inout, size_t bytes, int src_lane, Loc loc);
 uint32_t Ballot(uint32_t mask, bool predicate, Loc loc);
 // 16x8x16, fp32 sums; elements are bf16 or fp16.
 void Mma(float d[4], const uint32_t a[4], const uint32_t b[2], bool bf16, Loc loc);
+void CheckRow(const void* row, Loc loc);  // that an ldmatrix may read it
 void LdMatrix(uint32_t* r, uint4 row, int count, bool transpose, Loc loc);
 void AsyncCopy(void* dst, const void* src, size_t bytes, size_t valid);
 void AsyncCommit();

@@ -96,6 +96,21 @@ TEST(HostCuda, ErrorsNameThePlace) {
               gpu::Launch({dim3(1), dim3(32)}, ShuffleFromAbsentLane, x.data());
             }).find("does not take part"),
             std::string::npos);
+  alignas(16) uint16_t halves[260] = {};
+  std::vector<uint32_t> words(32);
+  gpu::Launch({dim3(1), dim3(32)}, Addresses<Wrong::kNothing>, halves, words.data());
+  const auto addresses = [&](auto kernel) {
+    return message([&] { gpu::Launch({dim3(1), dim3(32)}, kernel, halves, words.data()); });
+  };
+  EXPECT_NE(addresses(Addresses<Wrong::kLdMatrixRow>).find("not aligned at "), std::string::npos);
+  EXPECT_NE(addresses(Addresses<Wrong::kLdMatrixMemory>).find("not in shared"), std::string::npos);
+  EXPECT_NE(addresses(Addresses<Wrong::kCopySource>).find("not aligned at "), std::string::npos);
+  EXPECT_NE(addresses(Addresses<Wrong::kCopyTarget>).find("no shared memory"), std::string::npos);
+  EXPECT_NE(addresses(Addresses<Wrong::kBarrierCount>).find("whole warps"), std::string::npos);
+  EXPECT_NE(message([&] {
+              gpu::Launch({dim3(1), dim3(32), 164 << 10}, Divergent, x.data());
+            }).find("more dynamic shared memory"),
+            std::string::npos);
   gpu::LaunchDependent({dim3(1), dim3(32)}, Dependent<true>, x.data());
   EXPECT_NE(message([&] {
               gpu::LaunchDependent({dim3(1), dim3(32)}, Dependent<false>, x.data());

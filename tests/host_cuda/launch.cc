@@ -19,7 +19,8 @@ void LaunchRaw(const Config& config, const std::function<void()>& body, const Op
   const dim3 g = config.grid, b = config.block;
   const uint64_t threads = uint64_t{b.x} * b.y * b.z, blocks = uint64_t{g.x} * g.y * g.z;
   if (threads == 0 || threads > 1024 || b.z > 64) throw KernelError("bad block size");
-  if (blocks == 0 || g.y > 65535 || g.z > 65535) throw KernelError("bad grid size");
+  if (blocks == 0 || g.x > INT32_MAX || g.y > 65535 || g.z > 65535)
+    throw KernelError("bad grid size");
   std::vector<uint32_t> order(blocks);
   std::iota(order.begin(), order.end(), 0);
   if (options.order == Order::kReverse) std::reverse(order.begin(), order.end());

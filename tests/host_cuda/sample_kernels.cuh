@@ -68,6 +68,32 @@ __global__ void CopyAsync(const float* x, float* out) {
   gpu::CpAsyncWait<0>();
 }
 
+// Addresses and barriers that a chip takes only as they must be. 0: right.
+enum class Wrong {
+  kNothing,
+  kLdMatrixRow,
+  kLdMatrixMemory,
+  kCopySource,
+  kCopyTarget,
+  kBarrierCount
+};
+template <Wrong kWrong>
+__global__ void Addresses(const uint16_t* x, uint32_t* out) {
+  GPU_SHARED(s, uint16_t[32][8]);
+  const int lane = gpu::LaneId();
+  const int off = kWrong == Wrong::kCopySource && lane == 3 ? 2 : 0;
+  void* const to = kWrong == Wrong::kCopyTarget && lane == 3 ? static_cast<void*>(out) : s[lane];
+  gpu::CpAsync16(to, x + lane * 8 + off);
+  gpu::CpAsyncCommit();
+  gpu::CpAsyncWait<0>();
+  gpu::NamedBarrier(1, kWrong == Wrong::kBarrierCount ? 31 : 32);
+  uint32_t r[4];
+  gpu::LdMatrixX4(r, kWrong == Wrong::kLdMatrixRow && lane == 3      ? s[lane] + 1
+                     : kWrong == Wrong::kLdMatrixMemory && lane == 3 ? x
+                                                                     : s[lane]);
+  out[lane] = r[0];
+}
+
 // Reads from a lane that has left.
 __global__ inline void ShuffleFromAbsentLane(int* x) {
   if (threadIdx.x >= 16) return;

@@ -128,6 +128,12 @@ void Mma(float d[4], const uint32_t a[4], const uint32_t b[2], bool bf16, Loc lo
   if (!slot.done) Fail("mma by an incomplete warp", loc);
 }
 
+void CheckRow(const void* row, Loc loc) {
+  BlockEngine& e = BlockEngine::Get();
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) e.FailHere("ldmatrix row not aligned", loc);
+  if (!e.InShared(row, 16)) e.FailHere("ldmatrix row not in shared memory", loc);
+}
+
 void LdMatrix(uint32_t* r, uint4 row, int count, bool transpose, Loc loc) {
   struct Slot {
     uint32_t* r;
@@ -157,9 +163,10 @@ void LdMatrix(uint32_t* r, uint4 row, int count, bool transpose, Loc loc) {
 
 void AsyncCopy(void* dst, const void* src, size_t bytes, size_t valid) {
   BlockEngine& e = BlockEngine::Get();
-  if (reinterpret_cast<uintptr_t>(dst) % bytes ||
-      (valid && reinterpret_cast<uintptr_t>(src) % bytes))
+  if (reinterpret_cast<uintptr_t>(dst) % bytes || reinterpret_cast<uintptr_t>(src) % bytes)
     e.FailHere("cp.async address not aligned", Loc::current());
+  if (!e.InShared(dst, bytes)) e.FailHere("cp.async to no shared memory", Loc::current());
+  if (valid > bytes) e.FailHere("cp.async of more than it copies", Loc::current());
   std::memset(dst, 0xff, bytes);  // until it is waited for
   e.current().copies.push_back({dst, src, bytes, valid});
 }
