@@ -10,6 +10,8 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
 [[ -f "$here/env.sh" ]] || { echo "gpu.sh runs from a bundle: make one with launch/bundle.sh FOLDER" >&2; exit 2; }
 # shellcheck source=/dev/null
 source "$here/env.sh"
+# Where a toolkit is, its tools are found behind what PATH names.
+export PATH="$PATH:/usr/local/cuda/bin"
 results=${1-}
 [[ -n "$results" ]] || { echo "Usage: gpu.sh RESULTS [part...]" >&2; exit 2; }
 shift
@@ -33,16 +35,22 @@ step() {
   status=$?
   ((status == 0)) || { how="failed ($status)"; failed=1; }
   ((status == 124 || status == 137)) && how="timed out"
+  # GoogleTest passes a filter that no test matches.
+  grep -qa 'Running 0 tests' "$results/$name.log" && { how="ran nothing"; failed=1; status=1; }
   printf '%-32s %-12s %4d s\n' "$name" "$how" $((SECONDS - begin))
   ((status == 0)) || grep -aE 'FAILED|Failure|error|must be|CHECK' "$results/$name.log" | head -n 8 | sed 's/^/    /'
   steps+=("{\"name\": \"$name\", \"result\": \"$how\", \"seconds\": $((SECONDS - begin))}")
 }
 missing() { echo "SKIPPED: $1: $2"; steps+=("{\"name\": \"$1\", \"result\": \"skipped: $2\"}"); }
 
-op_tests=(elementwise_test matmul_test rope_test attention_test sampling_test mol_test)
+op_tests=(elementwise_test matmul_test matmul_e4m3_test rope_test attention_test sampling_test mol_test)
 gpu_only='*/cuda*'
 
+# First what the kernels are made of: where that fails, nothing behind it says more. Op tests read results as soon as an op
+# returns, so launches wait; ranks that share a GPU wait for each other, so theirs must not.
 run_ops() {
+  step gpu_primitives_test 60 "$here/bin/gpu_primitives_test"
+  step gpu_peer_sum_test 90 env -u CUDA_LAUNCH_BLOCKING "$here/bin/gpu_peer_sum_test"
   export CUDA_LAUNCH_BLOCKING=1
   local name
   for name in "${op_tests[@]}"; do step "$name" 60 "$here/bin/$name" --gtest_filter="$gpu_only"; done
@@ -103,12 +111,14 @@ run_peer_sums() {
 run_sanitizer() {
   local tool
   command -v compute-sanitizer >/dev/null || { missing sanitizer "no compute-sanitizer"; return; }
+  export CUDA_LAUNCH_BLOCKING=1
   for tool in memcheck racecheck; do
     step "${tool}_attention" 90 compute-sanitizer --tool $tool --error-exitcode 9 "$here/bin/attention_test" \
       --gtest_filter='*SlidingWindowOverSeveral*/cuda_bf16'
     step "${tool}_matmul" 60 compute-sanitizer --tool $tool --error-exitcode 9 "$here/bin/matmul_test" --gtest_filter='*/cuda_bf16'
     step "${tool}_sampling" 60 compute-sanitizer --tool $tool --error-exitcode 9 "$here/bin/sampling_test" --gtest_filter='*/cuda'
   done
+  unset CUDA_LAUNCH_BLOCKING
 }
 
 run_bench() {
