@@ -31,6 +31,7 @@ void BatchBuilder::Reserve() {
   slot_mapping_.reserve(options_.max_batch_tokens);
   kv_lens_.reserve(options_.max_num_seqs);
   cu_q_lens_.reserve(options_.max_num_seqs + 1);
+  upload_.reserve(3 * options_.max_batch_tokens + 2 * options_.max_num_seqs + 1);
   page_tables_.reserve(options_.max_num_seqs * options_.max_pages_per_sequence);
 }
 
@@ -147,11 +148,13 @@ Batch BatchBuilder::Upload(Stream& stream) {
   CHECK_LE(static_cast<int64_t>(token_ids_.size()), options_.max_batch_tokens);
   CHECK_LE(sequences, options_.max_num_seqs);
 
-  int32_t* next = device_i32_.view().as<int32_t>();
-  const auto upload = [&](const std::vector<int32_t>& values) {
-    const ConstTensorView view(next, DType::kI32, {static_cast<int64_t>(values.size())});
-    if (!values.empty()) stream.Copy(next, values.data(), values.size() * sizeof(int32_t));
-    next += values.size();
+  // One copy of all but the page tables, which are long: a short copy costs what its launch costs.
+  int32_t* const device = device_i32_.view().as<int32_t>();
+  upload_.clear();
+  const auto place = [&](const std::vector<int32_t>& values) {
+    const ConstTensorView view(device + upload_.size(), DType::kI32,
+                               {static_cast<int64_t>(values.size())});
+    upload_.insert(upload_.end(), values.begin(), values.end());
     return view;
   };
   Batch batch;
@@ -160,14 +163,16 @@ Batch BatchBuilder::Upload(Stream& stream) {
     batch.min_q_len = s == 0 ? q_len : std::min(batch.min_q_len, q_len);
     batch.max_q_len = std::max(batch.max_q_len, q_len);
   }
-  batch.token_ids = upload(token_ids_);
-  batch.positions = upload(positions_);
-  batch.cu_q_lens = upload(cu_q_lens_);
-  batch.kv_lens = upload(kv_lens_);
-  batch.logit_rows = upload(logit_rows_);
-  batch.page_tables = upload(page_tables_);
-  batch.page_tables.shape = Shape{sequences, options_.max_pages_per_sequence};
-  batch.page_tables.stride0 = options_.max_pages_per_sequence;
+  batch.token_ids = place(token_ids_);
+  batch.positions = place(positions_);
+  batch.cu_q_lens = place(cu_q_lens_);
+  batch.kv_lens = place(kv_lens_);
+  batch.logit_rows = place(logit_rows_);
+  stream.Copy(device, upload_.data(), upload_.size() * sizeof(int32_t));
+  int32_t* const tables = device + upload_.size();
+  stream.Copy(tables, page_tables_.data(), page_tables_.size() * sizeof(int32_t));
+  batch.page_tables =
+      ConstTensorView(tables, DType::kI32, {sequences, options_.max_pages_per_sequence});
   stream.Copy(device_i64_.view().data, slot_mapping_.data(),
               slot_mapping_.size() * sizeof(int64_t));
   batch.slot_mapping = ConstTensorView(device_i64_.view().data, DType::kI64,

@@ -63,6 +63,7 @@ class BatchBuilder {
   std::vector<SequenceState> sequences_;  // by slot
   // Host side of the batch.
   std::vector<int32_t> token_ids_, positions_, cu_q_lens_, kv_lens_, page_tables_, logit_rows_;
+  std::vector<int32_t> upload_;  // those but for the tables, one after the other
   std::vector<int64_t> slot_mapping_;
   std::vector<int32_t> page_table_;  // of a trial's sequence
   Tensor device_i32_;                // the i32 arrays, one after the other
