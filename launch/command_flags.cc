@@ -196,7 +196,7 @@ void AddRunFlags(CLI::App* app, ModelFlags* flags, JobFlags* job) {
   app->add_option(
       "--memory-limit", flags->memory_limit,
       "Bytes a rank may hold in all, e.g. 8GiB: the KV cache gets what is left (on GPUs "
-      "graphs and workspaces come on top)");
+      "graphs come on top)");
 }
 
 void AddGenerate(CLI::App& app, GenerateFlags* flags, JobFlags* job) {

@@ -88,16 +88,18 @@ int64_t LargestSumBytes(const ModelConfig& config, const LedgerOptions& options)
 }
 
 absl::StatusOr<int64_t> PagesWithinLimit(const ModelConfig& config, const Topology& topology,
-                                         LedgerOptions options, int64_t limit_bytes) {
+                                         LedgerOptions options, int64_t limit_bytes,
+                                         int64_t taken_bytes) {
   options.num_pages = 1;
   const std::vector<Ledger> ledgers = PlanLedgers(config, topology, options);
   int64_t pages = std::numeric_limits<int64_t>::max();
   for (size_t rank = 0; rank < ledgers.size(); ++rank) {
     const int64_t page = ledgers[rank][Owner::kKvCache];
-    const int64_t rest = ledgers[rank].total() - page;
+    const int64_t rest = ledgers[rank].total() - page + taken_bytes;
     if (limit_bytes < rest + page) {
       return absl::ResourceExhaustedError(absl::StrCat(
           "--memory-limit: rank ", rank, " needs ", HumanBytes(rest),
+          taken_bytes > 0 ? absl::StrCat(" (workspaces: ", HumanBytes(taken_bytes), ")") : "",
           " besides its KV cache, of which one page takes ", HumanBytes(page), "; the limit is ",
           HumanBytes(limit_bytes), ". Use more ranks, or lower --max-num-batched-tokens"));
     }

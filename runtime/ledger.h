@@ -60,10 +60,12 @@ std::vector<Ledger> PlanLedgers(const ModelConfig& config, const Topology& topol
 // The largest tensor that tensor-parallel ranks sum: the hidden states of a micro-batch.
 int64_t LargestSumBytes(const ModelConfig& config, const LedgerOptions& options);
 
-// KV pages for a limit on all bytes of a rank: what the tightest rank has left over.
+// KV pages for a limit on all bytes of a rank: what the tightest rank has left over. `taken_bytes`
+// are those of a rank's that no plan knows: workspaces, and communicators of a GPU.
 // ResourceExhausted names the rank and what the rest takes when there is no room for a page.
 absl::StatusOr<int64_t> PagesWithinLimit(const ModelConfig& config, const Topology& topology,
-                                         LedgerOptions options, int64_t limit_bytes);
+                                         LedgerOptions options, int64_t limit_bytes,
+                                         int64_t taken_bytes = 0);
 
 // Completes what the owners hold by what nobody of them does: of `device_bytes`, all that was
 // allocated on the device, among which a communicator's buffers and graphs are not.

@@ -52,12 +52,14 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Load(ControlPlane& control,
       *group = NewTimedCommunicator(std::move(*group), &worker->communication_seconds_);
   }
   RETURN_IF_ERROR(control.Agree(worker->ResolveOptions()));
-  RETURN_IF_ERROR(control.Agree(worker->SizePool()));
+  RETURN_IF_ERROR(control.Agree(worker->SizePool()));  // before weights are read in vain
   absl::StatusOr<std::unique_ptr<WeightLoader>> loader = WeightLoader::Open(model_dir);
   RETURN_IF_ERROR(control.Agree(loader.status()));
   ASSIGN_OR_RETURN(std::vector<float> row_maxima, worker->GatherRowMaxima(**loader));
-  RETURN_IF_ERROR(control.Agree(worker->LoadShard(**loader, std::move(row_maxima))));
+  RETURN_IF_ERROR(control.Agree(worker->LoadDecoder(**loader, std::move(row_maxima))));
   worker->groups_.tp->Reserve(LargestSumBytes(worker->config_, worker->ledger_options()));
+  RETURN_IF_ERROR(control.Agree(worker->SizePool()));
+  RETURN_IF_ERROR(control.Agree(worker->CreateBuffers()));
   const auto compare = [&worker] {
     return CompareLedgers(worker->planned_ledger(), worker->measured_ledger());
   };
@@ -101,9 +103,8 @@ absl::StatusOr<std::vector<float>> Worker::GatherRowMaxima(WeightLoader& loader)
   return mine;
 }
 
-absl::Status Worker::LoadShard(WeightLoader& loader, std::vector<float> row_maxima) {
+absl::Status Worker::LoadDecoder(WeightLoader& loader, std::vector<float> row_maxima) {
   WorkerOptions& o = options_;
-  const int64_t pages_per_sequence = o.pages_per_sequence();
   ASSIGN_OR_RETURN(stream_, device_->NewStream());
   ASSIGN_OR_RETURN(decoder_, Decoder::Load(config_, groups_, loader, *stream_,
                                            {.dtype = *o.dtype,
@@ -113,11 +114,16 @@ absl::Status Worker::LoadShard(WeightLoader& loader, std::vector<float> row_maxi
                                             .max_logit_rows = o.max_logit_rows,
                                             .max_sequences = o.max_num_seqs,
                                             .max_positions = o.max_model_len,
-                                            .max_kv_len = pages_per_sequence * o.page_size,
+                                            .max_kv_len = o.pages_per_sequence() * o.page_size,
                                             .pp_split = o.pp_split,
                                             .progress = o.progress}));
   o.progress = nullptr;
   checkpoint_bytes_read_ = loader.bytes_read();
+  return absl::OkStatus();
+}
+
+absl::Status Worker::CreateBuffers() {
+  const WorkerOptions& o = options_;
   ASSIGN_OR_RETURN(kv_, KvCache::Create(*device_, {.layers = decoder_->layers().size(),
                                                    .pages = o.num_pages,
                                                    .page_size = o.page_size,
@@ -127,7 +133,7 @@ absl::Status Worker::LoadShard(WeightLoader& loader, std::vector<float> row_maxi
   ASSIGN_OR_RETURN(batches_,
                    BatchBuilder::Create(*device_, {.max_num_seqs = o.max_num_seqs,
                                                    .max_batch_tokens = o.max_num_batched_tokens,
-                                                   .max_pages_per_sequence = pages_per_sequence,
+                                                   .max_pages_per_sequence = o.pages_per_sequence(),
                                                    .page_size = o.page_size}));
   hidden_.resize(groups_.last_stage() ? 1 : 2);
   for (HiddenBuffer& buffer : hidden_) {

@@ -106,12 +106,14 @@ class Worker {
   explicit Worker(ControlPlane& control) : control_(&control) {}
   // What is 0 in the options, but for num_pages.
   absl::Status ResolveOptions();
-  // num_pages, by the memory of all ranks. Collective.
+  // num_pages, by the memory of all ranks; once the decoder is loaded also by what kernels and a
+  // GPU's communicators have taken. Collective.
   absl::Status SizePool();
   // The maxima of the whole rows of layers that tensor parallelism cuts within their rows, where
   // quantisation needs them. Collective.
   absl::StatusOr<std::vector<float>> GatherRowMaxima(WeightLoader& loader);
-  absl::Status LoadShard(WeightLoader& loader, std::vector<float> row_maxima);
+  absl::Status LoadDecoder(WeightLoader& loader, std::vector<float> row_maxima);
+  absl::Status CreateBuffers();
   LedgerOptions ledger_options() const;
   int64_t communicator_bytes() const;
   // Captures the decode steps of all sizes; worker_graphs.cc.

@@ -37,12 +37,17 @@ absl::Status Worker::SizePool() {
   constexpr int64_t kUnknown = std::numeric_limits<int64_t>::max();
   int64_t own = o.memory_limit;
   if (own == 0) own = spec.memory_bytes > 0 ? spec.memory_bytes / sharing * 9 / 10 : kUnknown;
-  int64_t limit = kUnknown;
+  // What no plan knows.
+  int64_t taken = decoder_ == nullptr ? 0 : decoder_->workspace_bytes();
+  if (!spec.host_memory) taken += communicator_bytes();
+  int64_t limit = kUnknown, most_taken = 0;
   for (const std::string& bytes : control_->AllGather(std::to_string(own)))
     limit = std::min<int64_t>(limit, std::stoll(bytes));
+  for (const std::string& bytes : control_->AllGather(std::to_string(taken)))
+    most_taken = std::max<int64_t>(most_taken, std::stoll(bytes));
   if (o.num_pages == 0) o.num_pages = o.most_pages();
-  ASSIGN_OR_RETURN(const int64_t fit,
-                   PagesWithinLimit(config_, groups_.topology, ledger_options(), limit));
+  ASSIGN_OR_RETURN(const int64_t fit, PagesWithinLimit(config_, groups_.topology, ledger_options(),
+                                                       limit, most_taken));
   o.num_pages = std::min(o.num_pages, fit);
   return absl::OkStatus();
 }

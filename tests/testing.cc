@@ -99,11 +99,19 @@ std::vector<DeviceCase> DeviceCases() {
   return cases;
 }
 
+namespace {
+
+void AddCases(const DeviceCase& device, std::vector<DType> dtypes, std::vector<KernelCase>* cases) {
+  if (kSanitizer && device.host_cuda) std::erase(dtypes, DType::kF16);
+  for (const DType dtype : dtypes) cases->push_back({device, dtype});
+}
+
+}  // namespace
+
 std::vector<KernelCase> KernelCases() {
   std::vector<KernelCase> cases;
-  for (const DeviceCase& device : DeviceCases()) {
-    for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) cases.push_back({device, dtype});
-  }
+  for (const DeviceCase& device : DeviceCases())
+    AddCases(device, {DType::kF32, DType::kBF16, DType::kF16}, &cases);
   return cases;
 }
 
@@ -120,7 +128,7 @@ std::vector<KernelCase> MatMulCases() {
         continue;
       }
     }
-    for (DType dtype : {DType::kBF16, DType::kF16}) cases.push_back({device, dtype});
+    AddCases(device, {DType::kBF16, DType::kF16}, &cases);
   }
   return cases;
 }

@@ -11,6 +11,9 @@
 #include "tests/parallel/world.h"
 #include "tests/runtime/engine_fixture.h"
 #include "tests/testing.h"
+#if defined(TRIREME_HOST_CUDA)
+#include "tests/host_cuda/device.h"
+#endif
 
 namespace trireme {
 namespace {
@@ -110,6 +113,46 @@ TEST(LedgerTest, AWorkerTakesThePagesThatFit) {
     EXPECT_EQ(pages(0, 1000), -1);
   }
 }
+
+#if defined(TRIREME_HOST_CUDA)
+// What only the device knows beforehand counts towards the limit too.
+TEST(LedgerTest, WorkspacesAreWithinTheLimit) {
+  WorkerOptions options = OptionsOfSizes();
+  options.dtype = DType::kBF16;
+  options.graphs = false;
+  options.open_device = [](const DeviceOptions&) { return NewHostCudaDeviceWithCublasLt(); };
+  for (const Topology& topology : LayoutsOf(World().size())) {
+    SCOPED_TRACE(NameOf(topology));
+    const auto load = [&](int64_t limit) {
+      options.memory_limit = limit;
+      auto worker = Worker::Load(World(), topology, GoldenModel("stories260K"), options);
+      World().Barrier();
+      return worker;
+    };
+    auto worker = load(0);
+    ASSERT_TRUE(worker.ok()) << worker.status().message();
+    const Ledger all = (*worker)->measured_ledger();
+    EXPECT_GT(all[Owner::kWorkspace], 0);
+    // The tightest rank's.
+    const auto most = [](int64_t bytes) {
+      int64_t most = 0;
+      for (const std::string& of_rank : World().AllGather(std::to_string(bytes)))
+        most = std::max<int64_t>(most, std::stoll(of_rank));
+      return most;
+    };
+    const int64_t limit = most(all.total()) - all[Owner::kKvCache] / 8;
+    worker = load(limit);
+    ASSERT_TRUE(worker.ok()) << worker.status().message();
+    EXPECT_LT((*worker)->options().num_pages, 64);
+    EXPECT_LE((*worker)->measured_ledger().total(), limit);
+    // Room for what is planned, but not for what comes on top.
+    const absl::Status none =
+        load(most(all.total() - all[Owner::kKvCache]) - all[Owner::kWorkspace] / 2).status();
+    EXPECT_EQ(none.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_NE(none.message().find("workspaces"), std::string::npos) << none.message();
+  }
+}
+#endif
 
 // Between hosts a sum's parts go through buffers instead of the window; the plan knows both.
 TEST(LedgerTest, ACommunicatorHoldsWhatWasPlannedForMessages) {

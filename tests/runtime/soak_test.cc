@@ -11,17 +11,13 @@
 
 #include "tests/parallel/world.h"
 #include "tests/runtime/engine_fixture.h"
+#include "tests/testing.h"
 
 namespace trireme {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int64_t kRequests = 2'000;  // slow, and their shadow memory grows by itself
-constexpr bool kMemoryIsOurs = false;
-#else
-constexpr int64_t kRequests = 20'000;
-constexpr bool kMemoryIsOurs = true;
-#endif
+constexpr int64_t kRequests = kSanitizer ? 2'000 : 20'000;
+constexpr bool kMemoryIsOurs = !kSanitizer;  // their shadow memory grows by itself
 constexpr int64_t kWarmUp = kRequests / 4;
 constexpr int64_t kGrowthBytes = 4 << 20;  // less than 300 bytes a request
 
