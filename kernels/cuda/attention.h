@@ -27,8 +27,10 @@ struct AttentionChoice {
   int64_t max_splits = 0;
 };
 
-// One mma's rows: a decode block takes all queries of a group at once.
-inline constexpr int64_t kDecodeRows = 16;
+// A decode block takes one mma's rows of a group; those of a group that has more, of several
+// queries or many heads, stand beside each other and find its keys in the second-level cache.
+// Beyond a prefill block's rows there is nothing to gain.
+inline constexpr int64_t kDecodeTileRows = 16, kDecodeRows = 128;
 // 256 keys of D = 128 are 128 KiB, long against a block's start; their merge costs G / 64 of that.
 inline constexpr int64_t kSplitKeys = 256, kMaxSplits = 64;
 
@@ -57,15 +59,16 @@ constexpr AttentionChoice SelectAttention(const AttentionDesc& d) {
 }
 
 // A decode launch's workspace: the splits' partial results at its front, a counter for each
-// sequence and kv head at its back. A launch of fewer sequences than the workspace was made for
-// takes less of both, and its partial results stay clear of the counters of all others, which must
-// be zero.
+// sequence, kv head and tile of rows at its back. A launch of fewer sequences than the workspace
+// was made for takes less of both, and its partial results stay clear of the counters of all
+// others, which must be zero.
 struct DecodeWorkspace {
   int64_t groups = 0;  // sequences * kv heads
   int64_t max_splits = 0;
   int64_t rows = 0;  // decode_q_len * heads_per_group
   int64_t head_dim = 0;
-  constexpr int64_t counter_bytes() const { return (groups * 4 + 255) / 256 * 256; }
+  constexpr int64_t row_tiles() const { return (rows + kDecodeTileRows - 1) / kDecodeTileRows; }
+  constexpr int64_t counter_bytes() const { return (groups * row_tiles() * 4 + 255) / 256 * 256; }
   // Of one split: [rows, D] sums, [rows] largest scores, [rows] weight sums; f32.
   constexpr int64_t partial_floats() const { return rows * (head_dim + 2); }
   constexpr int64_t bytes() const {

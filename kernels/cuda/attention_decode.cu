@@ -1,8 +1,9 @@
 // Attention of few queries over long caches: the keys of a sequence are cut into splits, each a
 // block's work, and the block that finishes last folds the splits (Flash-Decoding, Dao et al.
-// 2023). All query heads of a kv head are rows of one mma, so keys and values are read once. The
-// four warps share a tile's scores through shared memory, and each sums a quarter of V's columns
-// over all keys, in the same order as a prefill warp does.
+// 2023). All query heads of a kv head, and a sequence's few queries, are rows of one mma, so keys
+// and values are read once; more than sixteen rows are as many blocks. The four warps share a
+// tile's scores through shared memory, and each sums a quarter of V's columns over all keys, in the
+// same order as a prefill warp does.
 //
 // The grid is fixed and its blocks find their work from the lengths in device memory, so a captured
 // launch serves any lengths.
@@ -24,10 +25,10 @@ struct DecodeSmem {
 };
 
 struct Partials {
-  int32_t* counters;  // [groups]
+  int32_t* counters;  // [groups, row_tiles]
   float* data;        // [groups, max_splits, rows * (D + 2)]
   int64_t max_splits, partial_floats;
-  int rows;
+  int rows, row_tiles;
 };
 
 // Splits with keys that the sequence's queries see; [begin, end) of the absolute numbering.
@@ -71,9 +72,11 @@ class SplitWork {
   static constexpr int kKeys = Tile::kKeys, kTiles = kKeys / 8;
   static constexpr int kPairs = (D / 16 + 3) / 4;  // 16-column pairs of V a warp sums
 
-  __device__ SplitWork(const AttentionArguments<T>& a, DecodeSmem<T, D>& smem, const RowGroup& g)
-      : a_(a), s_(smem), g_(g), limits_(LimitsOf(a, g, 0)) {
-    LoadQueries<T, D>(a, g, 0, q_);
+  // Rows [row0, row0 + 16) of the group.
+  __device__ SplitWork(const AttentionArguments<T>& a, DecodeSmem<T, D>& smem, const RowGroup& g,
+                       int row0)
+      : a_(a), s_(smem), g_(g), row0_(row0), limits_(LimitsOf(a, g, row0)) {
+    LoadQueries<T, D>(a, g, row0, q_);
   }
 
   // Attention over one split's keys.
@@ -106,7 +109,7 @@ class SplitWork {
       for (int n = 0; n < 2; ++n) {
 #pragma unroll
         for (int part = 0; part < 4; ++part) {
-          f(lane / 4 + part / 2 * 8, part / 2, d0 + n * 8 + lane % 4 * 2 + part % 2,
+          f(row0_ + lane / 4 + part / 2 * 8, part / 2, d0 + n * 8 + lane % 4 * 2 + part % 2,
             sums_[i][n][part]);
         }
       }
@@ -151,6 +154,7 @@ class SplitWork {
   const AttentionArguments<T>& a_;
   DecodeSmem<T, D>& s_;
   const RowGroup g_;
+  const int row0_;
   const RowLimits limits_;
   uint32_t q_[D / 16][4];
   SoftmaxState state_;
@@ -163,12 +167,13 @@ __device__ inline T* OutRow(const AttentionArguments<T>& a, const RowGroup& g, i
          (g.kv_head * g.heads + row % g.heads) * D;
 }
 
-// Folds the group's splits, first to last, and writes the rows.
+// Folds the splits of rows [row0, row0 + 16) of the group, first to last, and writes the rows.
 template <typename T, int D>
 __device__ void FoldSplits(const AttentionArguments<T>& a, const RowGroup& g, const Partials& p,
-                           const float* partials, int splits) {
-  for (int i = threadIdx.x; i < g.rows() * D; i += kThreads) {
-    const int row = i / D, column = i % D;
+                           const float* partials, int splits, int row0) {
+  const int rows = min(static_cast<int>(kDecodeTileRows), g.rows() - row0);
+  for (int i = threadIdx.x; i < rows * D; i += kThreads) {
+    const int row = row0 + i / D, column = i % D;
     const float *tops = partials + p.rows * D, *sums = tops + p.rows;
     float top = tops[row], sum = sums[row], value = partials[row * D + column];
     for (int split = 1; split < splits; ++split) {
@@ -190,14 +195,18 @@ __global__ void __launch_bounds__(kThreads) AttentionDecode(AttentionArguments<T
   gpu::WaitForPrevious();
   if (threadIdx.x < 32) CountItems(a, s->first_item);
   __syncthreads();
-  const int64_t items = int64_t{s->first_item[a.sequences]} * a.kv_heads;
+  const int64_t items = int64_t{s->first_item[a.sequences]} * a.kv_heads * p.row_tiles;
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-    const int at = static_cast<int>(item / a.kv_heads);
+    const int row_tile = static_cast<int>(item % p.row_tiles);
+    const int head = static_cast<int>(item / p.row_tiles % a.kv_heads);
+    const int at = static_cast<int>(item / p.row_tiles / a.kv_heads);
     const int sequence = LastNotAbove(s->first_item, a.sequences, at);
-    const RowGroup g = GroupOf(a, sequence, static_cast<int>(item % a.kv_heads));
+    const RowGroup g = GroupOf(a, sequence, head);
+    const int row0 = row_tile * static_cast<int>(kDecodeTileRows);
+    if (row0 >= g.rows()) continue;  // fewer queries than others: the whole block
     const SplitRange range = SplitsOf(a, sequence);
     const int splits = range.end - range.begin, split = at - s->first_item[sequence];
-    SplitWork<T, D> work(a, *s, g);
+    SplitWork<T, D> work(a, *s, g, row0);
     work.Run(range.begin + split);
     if (splits == 1) {
       work.ForEachSum([&](int row, int half, int column, float value) {
@@ -216,7 +225,7 @@ __global__ void __launch_bounds__(kThreads) AttentionDecode(AttentionArguments<T
     if (threadIdx.x < 32 && threadIdx.x % 4 == 0) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int row = static_cast<int>(threadIdx.x) / 4 + half * 8;
+        const int row = row0 + static_cast<int>(threadIdx.x) / 4 + half * 8;
         if (row < g.rows()) {
           mine[p.rows * D + row] = work.state().top[half];
           mine[p.rows * (D + 1) + row] = work.state().sum[half];
@@ -225,12 +234,13 @@ __global__ void __launch_bounds__(kThreads) AttentionDecode(AttentionArguments<T
     }
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) s->last_of_group = atomicAdd(&p.counters[group], 1) == splits - 1;
+    int32_t& counter = p.counters[group * p.row_tiles + row_tile];
+    if (threadIdx.x == 0) s->last_of_group = atomicAdd(&counter, 1) == splits - 1;
     __syncthreads();
     if (s->last_of_group) {
       __threadfence();
-      FoldSplits<T, D>(a, g, p, partials, splits);
-      if (threadIdx.x == 0) p.counters[group] = 0;  // for the next launch
+      FoldSplits<T, D>(a, g, p, partials, splits, row0);
+      if (threadIdx.x == 0) counter = 0;  // for the next launch
     }
     __syncthreads();
   }
@@ -251,13 +261,14 @@ void LaunchAttentionDecode(gpu::StreamHandle handle, const AttentionArguments<T>
     a.kv_lens += first;
     a.page_tables += first * a.table_stride;
     const int64_t groups = int64_t{first} * a.kv_heads;
-    Partials p{.counters = counters + groups,
+    Partials p{.counters = counters + groups * workspace.row_tiles(),
                .data = reinterpret_cast<float*>(memory),
                .max_splits = workspace.max_splits,
                .partial_floats = workspace.partial_floats(),
-               .rows = static_cast<int>(workspace.rows)};
+               .rows = static_cast<int>(workspace.rows),
+               .row_tiles = static_cast<int>(workspace.row_tiles())};
     p.data += groups * p.max_splits * p.partial_floats;
-    const int64_t items = int64_t{a.sequences} * a.kv_heads * p.max_splits;
+    const int64_t items = int64_t{a.sequences} * a.kv_heads * p.max_splits * p.row_tiles;
     const auto blocks = static_cast<unsigned>(std::min<int64_t>(items, 3 * multiprocessors));
     DispatchHeadDim(a.head_dim, [&](auto d) {
       constexpr int kD = decltype(d)::value;

@@ -143,6 +143,12 @@ __device__ inline float Base(float top, float scale) {
 __device__ inline float Weight(float score, float scale, float base) {
   return gpu::Exp2(__fmaf_rn(score, scale, -base));
 }
+// What was summed under `top` fades by this under `new_top`: by exactly nothing where they are the
+// same, although a weight of the largest score itself is 1 but for a rounding. Else a row's bits
+// would tell which keys that it does not see its block has walked over.
+__device__ inline float Fade(float top, float new_top, float scale, float base) {
+  return top == new_top ? 1.0f : Weight(top, scale, base);
+}
 // The thread's rows: keys [first, last] are seen. Rows behind the last are zeros that nobody takes,
 // and see all.
 struct RowLimits {
@@ -187,7 +193,7 @@ __device__ inline void SoftmaxStep(float (&scores)[kTiles][4], int key0, const R
     top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
     top = fmaxf(top, state.top[half]);
     const float base = Base(top, scale);
-    fade[half] = Weight(state.top[half], scale, base);
+    fade[half] = Fade(state.top[half], top, scale, base);
     state.top[half] = top;
     float sum = 0.0f;
 #pragma unroll
@@ -239,8 +245,8 @@ __device__ inline SplitFold FoldSplit(float top, float sum, float split_top, flo
   SplitFold fold;
   fold.top = fmaxf(top, split_top);
   const float base = Base(fold.top, scale);
-  fold.fade = Weight(top, scale, base);
-  fold.split_fade = Weight(split_top, scale, base);
+  fold.fade = Fade(top, fold.top, scale, base);
+  fold.split_fade = Fade(split_top, fold.top, scale, base);
   fold.sum = __fadd_rn(__fmul_rn(sum, fold.fade), __fmul_rn(split_sum, fold.split_fade));
   return fold;
 }

@@ -12,6 +12,8 @@ struct Sequence {
   int32_t kv_len;
 };
 
+constexpr int64_t kFewQueries = 8;  // of a sequence, which a workspace is made for
+
 // A batch with its cache. Slots that belong to no position hold NaN: reading one would show.
 struct Problem {
   reference::Heads heads;
@@ -34,15 +36,35 @@ class AttentionTest : public KernelTest {
                    .kv_heads = problem.heads.kv_heads,
                    .head_dim = problem.heads.head_dim,
                    .max_kv_len = problem.page_tables.view().dim(1) * problem.k.view().dim(1),
-                   .decode_q_len = 3});
+                   .decode_q_len = kFewQueries});
     if (bytes > 0) {
       const Tensor workspace = device_.Zeros(DType::kU8, {bytes});
       shape.workspace = workspace.view();
-      shape.decode_q_len = 3;
+      shape.decode_q_len = kFewQueries;
       ExpectSameBits(RunOnce(problem, shape).view(), out.view());
       ExpectSameBits(RunOnce(problem, shape).view(), out.view());  // the counters are zero again
     }
     return out;
+  }
+  // Of one sequence, Make's {{kv_len, kv_len}}: its queries [begin, end) alone, over its keys
+  // before end.
+  Tensor RunPart(const Problem& whole, int32_t begin, int32_t end, const AttentionShape& shape) {
+    Problem part{.heads = whole.heads,
+                 .batch = {},
+                 .q = device_.Zeros(dtype(), {end - begin, whole.q.view().dim(1)}),
+                 .k = device_.Zeros(dtype(), whole.k.view().shape),
+                 .v = device_.Zeros(dtype(), whole.v.view().shape),
+                 .page_tables = device_.Zeros(DType::kI32, whole.page_tables.view().shape),
+                 .cu_q_lens = device_.From(std::vector<int32_t>{0, end - begin}),
+                 .kv_lens = device_.From(std::vector<int32_t>{end})};
+    const auto copy = [&](const Tensor& to, ConstTensorView from) {
+      stream().Copy(to.view().data, from.data, to.bytes());
+    };
+    copy(part.q, whole.q.view().Rows(begin, end - begin));
+    copy(part.k, whole.k.view());
+    copy(part.v, whole.v.view());
+    copy(part.page_tables, whole.page_tables.view());
+    return Run(part, shape);
   }
   Tensor RunOnce(const Problem& problem, const AttentionShape& shape) {
     Tensor out = device_.Zeros(dtype(), problem.q.view().shape);
@@ -144,7 +166,7 @@ TEST_P(AttentionTest, EqualsReferenceOnARaggedBatch) {
 TEST_P(AttentionTest, EveryHeadDimEqualsReferenceOverSeveralSplits) {
   // Around the tiles of 32 and 64 keys and the splits of 256 that some backends cut the keys into.
   const std::vector<Sequence> sequences = {{1, 255}, {1, 256}, {1, 257},
-                                           {3, 514}, {0, 0},   {70, 300}};
+                                           {7, 514}, {0, 0},   {70, 300}};
   for (const reference::Heads& heads :
        {reference::Heads{4, 1, 64}, {2, 1, 80}, {2, 2, 96}, {8, 1, 128}, {2, 1, 256}}) {
     SCOPED_TRACE(::testing::Message() << "D " << heads.head_dim);
@@ -176,6 +198,10 @@ TEST_P(AttentionTest, WideGroupsAndLargeScoresStayFinite) {
   for (double value : ToDoubles(out.view())) ASSERT_LE(std::abs(value), 1.01);
 }
 
+TEST_P(AttentionTest, GroupsWiderThanAnMmaEqualReference) {
+  CompareWithReference(Make({40, 1, 64}, {{3, 270}, {1, 300}, {8, 20}}, 16), 16, {0.2f, 0});
+}
+
 TEST_P(AttentionTest, WholePrefillEqualsTokenByToken) {
   for (const int64_t head_dim : {24, 64}) {
     for (int64_t window : {0, 40}) {
@@ -183,16 +209,26 @@ TEST_P(AttentionTest, WholePrefillEqualsTokenByToken) {
       const Problem whole = Make({4, 2, head_dim}, {{300, 300}}, 16);
       const Tensor expected = Run(whole, shape);
       for (const int32_t t : {0, 1, 30, 31, 32, 63, 64, 65, 100, 191, 192, 255, 256, 257, 299}) {
-        Problem token = Make({4, 2, head_dim}, {{1, t + 1}}, 16);
-        token.page_tables = device_.Zeros(DType::kI32, whole.page_tables.view().shape);
-        stream().Copy(token.page_tables.view().data, whole.page_tables.view().data,
-                      whole.page_tables.bytes());
-        stream().Copy(token.q.view().data, whole.q.view().Rows(t, 1).data, token.q.bytes());
-        token.k = device_.Zeros(dtype(), whole.k.view().shape);
-        token.v = device_.Zeros(dtype(), whole.v.view().shape);
-        stream().Copy(token.k.view().data, whole.k.view().data, whole.k.bytes());
-        stream().Copy(token.v.view().data, whole.v.view().data, whole.v.bytes());
-        ExpectSameBits(Run(token, shape).view(), expected.view().Rows(t, 1));
+        ExpectSameBits(RunPart(whole, t, t + 1, shape).view(), expected.view().Rows(t, 1));
+      }
+    }
+  }
+}
+
+// Chunks end anywhere: a block's rows then see the keys of different tiles, of which those that a
+// row does not see must leave no trace in it. Scores are large, so that weights are rounded.
+TEST_P(AttentionTest, ChunksOfAPromptHaveTheBitsOfTheWhole) {
+  for (const auto& heads : {reference::Heads{4, 2, 64}, {2, 2, 64}}) {
+    for (int64_t window : {0, 40}) {
+      SCOPED_TRACE(::testing::Message() << heads.q_heads << " heads, window " << window);
+      const AttentionShape shape{1.3f, window};
+      const Problem whole = Make(heads, {{330, 330}}, 16);
+      const Tensor expected = Run(whole, shape);
+      int32_t begin = 0;
+      for (const int32_t end : {40, 130, 131, 139, 250, 257, 330}) {
+        ExpectSameBits(RunPart(whole, begin, end, shape).view(),
+                       expected.view().Rows(begin, end - begin));
+        begin = end;
       }
     }
   }

@@ -80,7 +80,8 @@ TEST(SelectAttentionTest, NoKernelRunsForNothing) {
   EXPECT_TRUE(Select(1, 100).decode && Select(1, 100).prefill);
   EXPECT_TRUE(Select(0, 0).decode && Select(0, 0).prefill) << "unknown lengths need both";
   EXPECT_FALSE(Select(0, 0, 0).decode) << "no workspace";
-  EXPECT_FALSE(Select(1, 1, 1, 40).decode) << "a group wider than an mma";
+  EXPECT_TRUE(Select(1, 1, 1, 40).decode) << "a group wider than an mma";
+  EXPECT_FALSE(Select(1, 1, 1, 129).decode) << "a group wider than a prefill block";
 }
 
 TEST(SelectAttentionTest, SplitsHangOnTheCapacityAloneAndAreFew) {
