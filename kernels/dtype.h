@@ -103,9 +103,9 @@ template <>
 inline F16 FromFloat<F16>(float x) {
   return static_cast<F16>(x);
 }
-// What is larger than 448 becomes 448.
+// What is larger than 448 becomes 448. A constant expression, so that CUDA's kernels may call it.
 template <>
-inline E4M3 FromFloat<E4M3>(float x) {
+constexpr E4M3 FromFloat<E4M3>(float x) {
   const uint32_t u = std::bit_cast<uint32_t>(x), magnitude = u & 0x7fffffffu;
   // Rounds to a multiple of 2^-9, the distance of subnormal codes: that of floats from 2^14 on.
   constexpr uint32_t kMagic = 141u << 23;

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "kernels/check.h"
+#include "kernels/dtype.h"
 
 #if !defined(TRIREME_HOST_CUDA)
 #include <cuda_bf16.h>
@@ -151,6 +152,22 @@ __device__ inline void Mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+__device__ void MmaE4M3ByHalves(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+// The same for one 16x8x32 tile of e4m3: "Matrix fragments for mma.m16n8k32", four neighbours along
+// k in a register. Codes are not NaN. For 9.0 and 10.0 ptxas makes conversions to half precision
+// and two mma of it, so the sums are fp32; where the tensor cores take e4m3 themselves (8.9, 12.0)
+// a chain of them has fewer bits, and who calls adds it to a sum of its own now and then.
+__device__ inline void MmaE4M3(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  MmaE4M3ByHalves(d, a, b);
+#endif
+}
 // Four 8x8 b16 matrices; lane l gives the address of row l%8 of matrix l/8.
 __device__ inline void LdMatrixX4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -211,6 +228,22 @@ __device__ inline uint32_t MulPair(uint32_t a, uint32_t b, __nv_bfloat16) {
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(kMinusZeros));
   return d;
 }
+__device__ inline uint32_t MulPair(uint32_t a, uint32_t b, __half) {
+  uint32_t d;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+  return d;
+}
+// Two numbers as e4m3, rounded to nearest even, the first in the low byte. Neither is NaN.
+__device__ inline uint32_t PairOfE4M3(float first, float second) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  uint16_t pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(second), "f"(first));
+  return pair;
+#else
+  return trireme::FromFloat<trireme::E4M3>(first).bits |
+         uint32_t{trireme::FromFloat<trireme::E4M3>(second).bits} << 8;
+#endif
+}
 // Barrier `id` (1..15) among `count` threads of the block.
 __device__ inline void NamedBarrier(int id, int count) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(count) : "memory");
@@ -258,10 +291,13 @@ using host_cuda::WaitForPrevious;
 
 inline void Mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __nv_bfloat16,
                 HC_LOC) {
-  host_cuda::Mma(d, a, b, /*bf16=*/true, loc);
+  host_cuda::Mma(d, a, b, host_cuda::Element::kBF16, loc);
 }
 inline void Mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __half, HC_LOC) {
-  host_cuda::Mma(d, a, b, /*bf16=*/false, loc);
+  host_cuda::Mma(d, a, b, host_cuda::Element::kF16, loc);
+}
+inline void MmaE4M3(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], HC_LOC) {
+  host_cuda::Mma(d, a, b, host_cuda::Element::kE4M3, loc);
 }
 template <class... P>
 std::string WhyNoCode(void (*)(P...)) {
@@ -288,6 +324,16 @@ inline uint32_t MulPair(uint32_t a, uint32_t b, __nv_bfloat16 type) {
     return std::bit_cast<float>(pair >> shift << 16);
   };
   return RoundedPair(half(a, 0) * half(b, 0), half(a, 16) * half(b, 16), type);
+}
+inline uint32_t MulPair(uint32_t a, uint32_t b, __half type) {
+  const auto half = [](uint32_t pair, int shift) {
+    return __half2float(__ushort_as_half(static_cast<uint16_t>(pair >> shift)));
+  };
+  return RoundedPair(half(a, 0) * half(b, 0), half(a, 16) * half(b, 16), type);
+}
+inline uint32_t PairOfE4M3(float first, float second) {
+  return trireme::FromFloat<trireme::E4M3>(first).bits |
+         uint32_t{trireme::FromFloat<trireme::E4M3>(second).bits} << 8;
 }
 inline void LdMatrixX4(uint32_t (&r)[4], const void* row, HC_LOC) {
   host_cuda::CheckRow(row, loc);
@@ -324,6 +370,21 @@ inline void AddRelaxed(uint64_t* p, uint64_t value) { atomicAdd(p, value); }
 #if defined(__CUDACC__) || defined(TRIREME_HOST_CUDA)
 // 16 bytes of shared or global memory, whatever is in them.
 __device__ inline uint4 Load16(const void* p) { return *static_cast<const uint4*>(p); }
+// MmaE4M3 of chips without it. A code, shifted to where a half has exponent and mantissa, is its
+// 256th part; two mma take a register's bytes 1 and 3 and its bytes 0 and 2 as neighbours.
+__device__ inline void MmaE4M3ByHalves(float (&d)[4], const uint32_t (&a)[4],
+                                       const uint32_t (&b)[2]) {
+  const auto halves = [](uint32_t codes) {
+    constexpr uint32_t kFactors = 0x5c005c00u;  // 256
+    return MulPair((codes & 0x80008000u) | (codes >> 1 & 0x3f803f80u), kFactors, __half{});
+  };
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t rows[4] = {halves(a[2 * i]), halves(a[2 * i + 1]), halves(a[2 * i] << 8),
+                              halves(a[2 * i + 1] << 8)};
+    const uint32_t columns[2] = {halves(b[i]), halves(b[i] << 8)};
+    Mma(d, rows, columns, __half{});
+  }
+}
 template <class T>
 __device__ inline T WarpSum(T v) {
   for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);

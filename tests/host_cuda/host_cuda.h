@@ -94,8 +94,9 @@ void BlockBarrier(int id, int count, Loc loc);  // count 0: all threads
 void WarpBarrier(uint32_t mask, Loc loc);
 void Shuffle(uint32_t mask, void* inout, size_t bytes, int src_lane, Loc loc);
 uint32_t Ballot(uint32_t mask, bool predicate, Loc loc);
-// 16x8x16, fp32 sums; elements are bf16 or fp16.
-void Mma(float d[4], const uint32_t a[4], const uint32_t b[2], bool bf16, Loc loc);
+// 16x8x16, or of e4m3 16x8x32; fp32 sums.
+enum class Element : uint8_t { kBF16, kF16, kE4M3 };
+void Mma(float d[4], const uint32_t a[4], const uint32_t b[2], Element element, Loc loc);
 void CheckRow(const void* row, Loc loc);  // that an ldmatrix may read it
 void LdMatrix(uint32_t* r, uint4 row, int count, bool transpose, Loc loc);
 void AsyncCopy(void* dst, const void* src, size_t bytes, size_t valid);

@@ -152,5 +152,35 @@ TEST(HostCuda, TensorCoresMultiplyTiles) {
   CheckMma<__half>();
 }
 
+// Every finite code of either sign is in A, and of B no two columns are alike.
+template <bool kByHalves>
+void CheckMmaE4M3() {
+  for (const int first : {0, 63, 127, 190}) {
+    std::vector<uint8_t> a(512), b(256);
+    for (int i = 0; i < 512; ++i) a[i] = static_cast<uint8_t>((first + i * 5) % 256);
+    for (int i = 0; i < 256; ++i) b[i] = static_cast<uint8_t>((first + i * 3) % 256);
+    for (auto* codes : {&a, &b}) {
+      for (uint8_t& code : *codes) code = code % 128 == 127 ? code - 1 : code;  // no NaN
+    }
+    std::vector<float> c(128);
+    gpu::Launch({dim3(1), dim3(32)}, OneMmaE4M3<kByHalves>, a.data(), b.data(), c.data());
+    for (int m = 0; m < 16; ++m) {
+      for (int n = 0; n < 8; ++n) {
+        double want = 0.0, magnitude = 0.0;
+        for (int k = 0; k < 32; ++k) {
+          const double product =
+              double{ToFloat(E4M3{a[m * 32 + k]})} * ToFloat(E4M3{b[n * 32 + k]});
+          want += product, magnitude += std::abs(product);
+        }
+        EXPECT_NEAR(c[m * 8 + n], want, 32 * 0x1p-24 * magnitude) << m << ", " << n;
+      }
+    }
+  }
+}
+TEST(HostCuda, TensorCoresMultiplyTilesOfE4M3) {
+  CheckMmaE4M3<false>();
+  CheckMmaE4M3<true>();
+}
+
 }  // namespace
 }  // namespace trireme

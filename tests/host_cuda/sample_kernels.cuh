@@ -130,4 +130,21 @@ __global__ void OneMma(const T* a, const T* b, float* c) {
   }
 }
 
+// The same of codes a [16, 32] and b [8, 32], a register four neighbouring bytes of a row.
+template <bool kByHalves>
+__global__ void OneMmaE4M3(const uint8_t* a, const uint8_t* b, float* c) {
+  const int lane = gpu::LaneId();
+  const auto codes = [lane](const uint8_t* rows, int row, int half) {
+    return *reinterpret_cast<const uint32_t*>(rows + (row + lane / 4) * 32 + half * 16 +
+                                              lane % 4 * 4);
+  };
+  const uint32_t x[4] = {codes(a, 0, 0), codes(a, 8, 0), codes(a, 0, 1), codes(a, 8, 1)};
+  const uint32_t w[2] = {codes(b, 0, 0), codes(b, 0, 1)};
+  float sums[4] = {};
+  kByHalves ? gpu::MmaE4M3ByHalves(sums, x, w) : gpu::MmaE4M3(sums, x, w);
+  for (int e = 0; e < 4; ++e) {
+    c[(lane / 4 + e / 2 * 8) * 8 + lane % 4 * 2 + e % 2] = sums[e];
+  }
+}
+
 }  // namespace host_cuda_samples

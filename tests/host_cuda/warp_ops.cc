@@ -3,6 +3,7 @@
 #include <bit>
 #include <cstring>
 
+#include "kernels/dtype.h"
 #include "tests/host_cuda/block_engine.h"
 
 namespace host_cuda {
@@ -36,8 +37,13 @@ void MoveBytes(void* dst, const void* src, size_t bytes) {
   }
 }
 
-float ToFloat(uint32_t bits, bool bf16) {
-  if (bf16) return std::bit_cast<float>(bits << 16);
+// Element i of those that lie in a register, the first in its low bits.
+float ElementOf(uint32_t bits, int i, Element element) {
+  if (element == Element::kE4M3) {
+    return trireme::ToFloat(trireme::E4M3{static_cast<uint8_t>(bits >> 8 * i)});
+  }
+  bits = bits >> 16 * i & 0xffff;
+  if (element == Element::kBF16) return std::bit_cast<float>(bits << 16);
   __half_raw raw;
   raw.x = static_cast<uint16_t>(bits);
   return __half2float(__half(raw));
@@ -91,32 +97,35 @@ uint32_t Ballot(uint32_t mask, bool predicate, Loc loc) {
   return slot.result;
 }
 
-// PTX ISA, "Matrix fragments for mma.m16n8k16": g = lane / 4, t = lane % 4.
-void Mma(float d[4], const uint32_t a[4], const uint32_t b[2], bool bf16, Loc loc) {
+// PTX ISA, "Matrix fragments for mma.m16n8k16" and "for mma.m16n8k32": lane / 4 is a row of A and a
+// column of B, lane % 4 which of the four registers that share 8 or 16 k's.
+void Mma(float d[4], const uint32_t a[4], const uint32_t b[2], Element element, Loc loc) {
   struct Slot {
     float* d;
     const uint32_t *a, *b;
-    bool bf16, done;
-  } slot{d, a, b, bf16, false};
+    Element element;
+    bool done;
+  } slot{d, a, b, element, false};
   BlockEngine::Get().Collective(
       [](void** slots, uint32_t lanes) {
         if (lanes != 0xffffffffu) return;
-        alignas(32) float A[16][16], B[16][8], D[16][8];
+        const Element element = static_cast<Slot*>(slots[0])->element;
+        const int each = element == Element::kE4M3 ? 4 : 2, depth = 8 * each;
+        alignas(32) float A[16][32], B[32][8], D[16][8];
         for (int lane = 0; lane < 32; ++lane) {
           const Slot& s = *static_cast<Slot*>(slots[lane]);
-          const int g = lane / 4, t = lane % 4 * 2;
+          const int g = lane / 4, t = lane % 4;
           for (int i = 0; i < 4; ++i) {
-            const int row = g + i % 2 * 8, k = t + i / 2 * 8;
-            A[row][k] = ToFloat(s.a[i] & 0xffff, s.bf16),
-            A[row][k + 1] = ToFloat(s.a[i] >> 16, s.bf16);
-            D[row][t + 0] = s.d[i % 2 * 2], D[row][t + 1] = s.d[i % 2 * 2 + 1];
+            const int row = g + i % 2 * 8, k = (t + i / 2 * 4) * each;
+            for (int e = 0; e < each; ++e) A[row][k + e] = ElementOf(s.a[i], e, element);
+            D[row][t * 2] = s.d[i % 2 * 2], D[row][t * 2 + 1] = s.d[i % 2 * 2 + 1];
           }
           for (int i = 0; i < 2; ++i)
-            B[t + i * 8][g] = ToFloat(s.b[i] & 0xffff, s.bf16),
-                      B[t + i * 8 + 1][g] = ToFloat(s.b[i] >> 16, s.bf16);
+            for (int e = 0; e < each; ++e)
+              B[(t + i * 4) * each + e][g] = ElementOf(s.b[i], e, element);
         }
         for (int i = 0; i < 16; ++i)
-          for (int k = 0; k < 16; ++k)
+          for (int k = 0; k < depth; ++k)
             for (int j = 0; j < 8; ++j) D[i][j] += A[i][k] * B[k][j];
         for (int lane = 0; lane < 32; ++lane) {
           const Slot& s = *static_cast<Slot*>(slots[lane]);
