@@ -46,6 +46,8 @@ void CheckLinear(const ConstTensorView& x, const LinearWeight& w, const ConstTen
   CheckMatrix(x, "x");
   CHECK(x.dtype == w.dtype || w.dtype == DType::kE4M3)
       << "x is " << Name(x.dtype) << ", the weight " << Name(w.dtype);
+  CHECK(w.dtype == DType::kE4M3 || !w.quantizes_activations)
+      << "activations are quantised for weights of e4m3, this one is " << Name(w.dtype);
   CHECK_EQ(x.dim(1), w.k) << "x has another K than the weight";
   if (bias) CheckVector(bias, w.n, x.dtype, "bias");
 }

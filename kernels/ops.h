@@ -40,7 +40,8 @@ enum class LinearUse : uint8_t {
 //
 // Of dtype e4m3 (quantize.h) it is W = scale * q, a scale for each row: the matmuls below then
 // compute y = (x . q) * scale + bias, the scale applied once, in fp32, to the finished sum. Such a
-// weight takes activations of any type; it is no embedding.
+// weight takes activations of any type; it is no embedding. With `quantizes_activations` they
+// multiply RoundActivations(x) in x's place, row by row.
 class LinearWeight {
  public:
   virtual ~LinearWeight() = default;
@@ -49,6 +50,8 @@ class LinearWeight {
   int64_t k = 0;
   DType dtype = DType::kF32;
   int64_t bytes = 0;  // memory held, scales included
+  // Of e4m3: set by the owner before the weight is used. It then goes through ReserveMatMul first.
+  bool quantizes_activations = false;
 };
 
 // One layer's share of the paged KV cache.
@@ -117,10 +120,11 @@ void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTenso
 void MatMulSwiGlu(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
                   TensorView y);
 
-// Where the device was opened with DeviceOptions.cublas_lt: makes room on the stream for MatMul and
-// MatMulSwiGlu of up to `rows` rows with these weights by cuBLASLt, and gives the bytes that the
-// stream then holds for it until its end; 0 where nothing is needed. What there is no room for the
-// backend's own kernels compute. At load; a later call may make more room.
+// Makes room on the stream for MatMul and MatMulSwiGlu of up to `rows` rows with these weights, and
+// gives the bytes that the stream then holds for it until its end; 0 where nothing is needed. GPUs
+// need it for the codes of activations: more rows go through in pieces, and without any it is our
+// fault. Where the device was opened with DeviceOptions.cublas_lt cuBLASLt does as well; what there
+// is no room for the backend's own kernels compute. At load; a later call may make more room.
 absl::StatusOr<int64_t> ReserveMatMul(Stream& stream, int64_t rows,
                                       const std::vector<const LinearWeight*>& weights);
 

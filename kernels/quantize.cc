@@ -39,4 +39,14 @@ void QuantizeRow(const float* row, int64_t n, float scale, E4M3* codes) {
   for (; i < n; ++i) codes[i] = FromFloat<E4M3>(row[i] / scale);
 }
 
+void RoundActivations(float* row, int64_t n) {
+  const float scale = ActivationScale(RowMaximum(row, n)), inverse = 1.0f / scale;
+  const auto round = [=](float& x) { x = ToFloat(FromFloat<E4M3>(x * inverse)) * scale; };
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    for (int64_t j = 0; j < kBlock; ++j) round(row[i + j]);
+  }
+  for (; i < n; ++i) round(row[i]);
+}
+
 }  // namespace trireme

@@ -95,22 +95,35 @@ void UnpackRow(const PackedLinear& w, int64_t row, T* out) {
   for (int64_t k = 0; k < w.k; ++k) out[k] = from[k / kPair * kPair * kPanelColumns + k % kPair];
 }
 
-// x as the kernels want it: as it is, or as floats in memory that lives until the next call of this
-// thread.
+// x as the kernels want it: as it is, or as floats or rounded in memory that lives until the next
+// call of this thread.
 struct Activations {
   const void* data;
   DType dtype;
   int64_t stride;
 };
-Activations PrepareActivations(ThreadPool& pool, const ConstTensorView& x) {
-  const bool native = x.dtype == DType::kF32 || (x.dtype == DType::kBF16 && BestIsa().native_bf16);
-  if (native) return {x.data, x.dtype, x.stride0};
+Activations PrepareActivations(ThreadPool& pool, const ConstTensorView& x, bool rounded) {
+  const bool bf16 = x.dtype == DType::kBF16 && BestIsa().native_bf16;
+  if (!rounded && (bf16 || x.dtype == DType::kF32)) return {x.data, x.dtype, x.stride0};
   thread_local std::vector<float> converted;
-  if (converted.size() < static_cast<size_t>(x.elements())) converted.resize(x.elements());
-  float* floats = converted.data();
-  pool.ParallelFor(x.dim(0), RowGrain(x.dim(1)),
-                   [&](int64_t begin, int64_t end) { BestIsa().to_float(x, floats, begin, end); });
-  return {floats, DType::kF32, x.dim(1)};
+  thread_local std::vector<BF16> converted_bf16;
+  const auto elements = static_cast<size_t>(x.elements());
+  if (converted.size() < elements) converted.resize(elements);
+  if (bf16 && converted_bf16.size() < elements) converted_bf16.resize(elements);
+  float* const floats = converted.data();
+  BF16* const out = converted_bf16.data();
+  const int64_t k = x.dim(1);
+  pool.ParallelFor(x.dim(0), RowGrain(k), [&](int64_t begin, int64_t end) {
+    BestIsa().to_float(x, floats, begin, end);
+    for (int64_t row = begin; rounded && row < end; ++row) {
+      float* const values = floats + row * k;
+      RoundActivations(values, k);
+      // Exact: a code has four bits.
+      for (int64_t i = 0; bf16 && i < k; ++i) out[row * k + i] = FromFloat<BF16>(values[i]);
+    }
+  });
+  if (bf16) return {out, DType::kBF16, k};
+  return {floats, DType::kF32, k};
 }
 
 // Calls run(panel, p, row) for each panel p of W and block of rows from `row` on, on several
@@ -120,7 +133,7 @@ void ForEachPanel(Stream& stream, const ConstTensorView& x, const PackedLinear& 
   ThreadPool& pool = PoolOf(stream);
   const int64_t rows = x.dim(0), panels = w.panels;
   if (rows == 0) return;
-  const Activations activations = PrepareActivations(pool, x);
+  const Activations activations = PrepareActivations(pool, x, w.quantizes_activations);
   // Four tasks a thread even out cores of unequal speed; panels are cut by rows only where there
   // are too few of them.
   const int64_t wanted = 4 * pool.threads();

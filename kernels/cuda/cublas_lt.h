@@ -10,6 +10,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
+// Whether this version can multiply matrices of e4m3 with scales for their rows; chips of 9.0 can.
+#define TRIREME_CUBLAS_LT_SCALES_ROWS (CUBLAS_VERSION >= 120900)
+
 namespace trireme::cuda {
 
 class CublasLt {
@@ -41,6 +44,8 @@ class CublasLt {
   };
   const Functions& functions() const { return functions_; }
   cublasLtHandle_t handle() const { return handle_; }
+  // Whether it multiplies matrices of e4m3 with scales for their rows, set by who knows the chip.
+  bool scales_rows = false;
   // Internal names the call and the library's own name of the status.
   absl::Status StatusOf(cublasStatus_t status, const char* call) const;
 

@@ -8,7 +8,16 @@ namespace trireme::cuda {
 namespace {
 
 cudaDataType_t TypeOf(DType dtype) {
-  return dtype == DType::kBF16 ? CUDA_R_16BF : dtype == DType::kF16 ? CUDA_R_16F : CUDA_R_32F;
+  switch (dtype) {
+    case DType::kE4M3:
+      return CUDA_R_8F_E4M3;
+    case DType::kBF16:
+      return CUDA_R_16BF;
+    case DType::kF16:
+      return CUDA_R_16F;
+    default:
+      return CUDA_R_32F;
+  }
 }
 
 // What a create function made, and its destroy function.
@@ -43,18 +52,13 @@ CublasLtPlans::~CublasLtPlans() = default;
 
 absl::StatusOr<bool> CublasLtPlans::MatMul(cudaStream_t stream, const CublasLtShape& shape,
                                            const CublasLtOperands& operands, void* workspace) {
-  ASSIGN_OR_RETURN(Plan* const plan, Find(shape, operands.bias));
+  ASSIGN_OR_RETURN(Plan* const plan, Find(shape, operands));
   if (!plan->supported) {
     ++stats_.refused;
     return false;
   }
   const CublasLt::Functions& f = library_->functions();
-  if (operands.bias != nullptr) {
-    RETURN_IF_ERROR(
-        library_->StatusOf(f.desc_set(plan->desc.get(), CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-                                      &operands.bias, sizeof(operands.bias)),
-                           "cublasLtMatmulDescSetAttribute"));
-  }
+  RETURN_IF_ERROR(SetAddresses(operands, plan));
   const float one = 1.0f, zero = 0.0f;
   RETURN_IF_ERROR(library_->StatusOf(
       f.matmul(library_->handle(), plan->desc.get(), &one, operands.w, plan->w.get(), operands.x,
@@ -65,7 +69,7 @@ absl::StatusOr<bool> CublasLtPlans::MatMul(cudaStream_t stream, const CublasLtSh
 }
 
 absl::StatusOr<CublasLtPlans::Plan*> CublasLtPlans::Find(const CublasLtShape& shape,
-                                                         const void* bias) {
+                                                         const CublasLtOperands& operands) {
   ++clock_;
   if (const auto found = plans_.find(shape); found != plans_.end()) {
     ++stats_.hits;
@@ -74,18 +78,33 @@ absl::StatusOr<CublasLtPlans::Plan*> CublasLtPlans::Find(const CublasLtShape& sh
   }
   ++stats_.misses;
   auto plan = std::make_unique<Plan>(library_->functions());
-  RETURN_IF_ERROR(Make(shape, bias, plan.get()));
+  RETURN_IF_ERROR(Make(shape, operands, plan.get()));
   if (size() >= capacity_) EvictOne();
   plan->used_at = clock_;
   return (plans_[shape] = std::move(plan)).get();
 }
 
-absl::Status CublasLtPlans::Make(const CublasLtShape& shape, const void* bias, Plan* plan) const {
+template <typename T>
+absl::Status CublasLtPlans::Set(cublasLtMatmulDescAttributes_t attribute, const T& value,
+                                Plan* plan) const {
+  return library_->StatusOf(
+      library_->functions().desc_set(plan->desc.get(), attribute, &value, sizeof(value)),
+      "cublasLtMatmulDescSetAttribute");
+}
+
+absl::Status CublasLtPlans::SetAddresses(const CublasLtOperands& operands, Plan* plan) const {
+  if (operands.bias != nullptr)
+    RETURN_IF_ERROR(Set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, operands.bias, plan));
+  if (operands.x_scales != nullptr) {
+    RETURN_IF_ERROR(Set(CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, operands.w_scales, plan));
+    RETURN_IF_ERROR(Set(CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, operands.x_scales, plan));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CublasLtPlans::Make(const CublasLtShape& shape, const CublasLtOperands& operands,
+                                 Plan* plan) const {
   const CublasLt::Functions& f = library_->functions();
-  const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
-    return library_->StatusOf(f.desc_set(plan->desc.get(), attribute, &value, sizeof(value)),
-                              "cublasLtMatmulDescSetAttribute");
-  };
   const auto layout = [&](DType dtype, int64_t length, int64_t columns, int64_t stride,
                           Owned<cublasLtMatrixLayout_t>* out) {
     cublasLtMatrixLayout_t made = nullptr;
@@ -99,12 +118,18 @@ absl::Status CublasLtPlans::Make(const CublasLtShape& shape, const void* bias, P
   const cublasStatus_t created = f.desc_create(&made, CUBLAS_COMPUTE_32F, CUDA_R_32F);
   plan->desc.reset(made);
   RETURN_IF_ERROR(library_->StatusOf(created, "cublasLtMatmulDescCreate"));
-  RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T));
-  if (shape.bias_alignment > 0) {
-    RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS));
-    // The choice of an algorithm looks at its alignment.
-    RETURN_IF_ERROR(set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias));
+  RETURN_IF_ERROR(Set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T, plan));
+  if (shape.bias_alignment > 0)
+    RETURN_IF_ERROR(Set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS, plan));
+#if TRIREME_CUBLAS_LT_SCALES_ROWS
+  if (shape.in == DType::kE4M3) {
+    constexpr auto kOfRows = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    RETURN_IF_ERROR(Set(CUBLASLT_MATMUL_DESC_A_SCALE_MODE, kOfRows, plan));
+    RETURN_IF_ERROR(Set(CUBLASLT_MATMUL_DESC_B_SCALE_MODE, kOfRows, plan));
   }
+#endif
+  // The choice of an algorithm looks at their alignment.
+  RETURN_IF_ERROR(SetAddresses(operands, plan));
   RETURN_IF_ERROR(layout(shape.in, shape.k, shape.n, shape.k, &plan->w));
   RETURN_IF_ERROR(layout(shape.in, shape.k, shape.rows, shape.x_stride, &plan->x));
   RETURN_IF_ERROR(layout(shape.out, shape.n, shape.rows, shape.y_stride, &plan->y));
@@ -125,6 +150,8 @@ absl::Status CublasLtPlans::Choose(const CublasLtShape& shape, Plan* plan) const
   // Parts of a sum over k are added in fp32, in a fixed order; the other schemes round to y's type.
   RETURN_IF_ERROR(prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
                          uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE}));
+  RETURN_IF_ERROR(
+      prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<uint32_t>(shape.x_alignment)));
   const auto y_alignment = static_cast<uint32_t>(shape.y_alignment);
   RETURN_IF_ERROR(prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, y_alignment));
   RETURN_IF_ERROR(prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, y_alignment));

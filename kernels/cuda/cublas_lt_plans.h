@@ -14,27 +14,31 @@
 
 namespace trireme::cuda {
 
-// What a plan is made for: y [rows, n] = x [rows, k] w^T, w [n, k] contiguous, x and w on
-// kPlanAlignment bytes. Rows are exact: an algorithm that is right for others need not be for
-// these.
+// What a plan is made for: y [rows, n] = x [rows, k] w^T, w [n, k] contiguous and on kPlanAlignment
+// bytes. Of e4m3 both have a scale for each row. Rows are exact: an algorithm that is right for
+// others need not be for these.
+inline constexpr int64_t kPlanAlignment = 256;  // bytes, as Device::Allocate gives them
+
 struct CublasLtShape {
   DType in = DType::kBF16, out = DType::kBF16;  // of x and w; of y and the bias
   int64_t rows = 1, n = 1, k = 1;
-  int64_t x_stride = 1, y_stride = 1;  // elements
-  int64_t y_alignment = 1;             // bytes; AlignmentOf
-  int64_t bias_alignment = 0;          // bytes; 0 = no bias
+  int64_t x_stride = 1, y_stride = 1;    // elements
+  int64_t x_alignment = kPlanAlignment;  // bytes; AlignmentOf
+  int64_t y_alignment = 1;
+  int64_t bias_alignment = 0;  // bytes; 0 = no bias
 
   auto operator<=>(const CublasLtShape&) const = default;
 };
 
-inline constexpr int64_t kPlanAlignment = 256;  // bytes, as Device::Allocate gives them
 // The largest power of two up to kPlanAlignment that divides the address.
 int64_t AlignmentOf(const void* address);
 
 struct CublasLtOperands {
   const void* x = nullptr;
   const void* w = nullptr;
-  const void* bias = nullptr;  // [n], or null
+  const float* x_scales = nullptr;  // [rows], of e4m3
+  const float* w_scales = nullptr;  // [n], of e4m3
+  const void* bias = nullptr;       // [n], or null
   void* y = nullptr;
 };
 
@@ -65,8 +69,12 @@ class CublasLtPlans {
 
  private:
   struct Plan;
-  absl::StatusOr<Plan*> Find(const CublasLtShape& shape, const void* bias);
-  absl::Status Make(const CublasLtShape& shape, const void* bias, Plan* plan) const;
+  absl::StatusOr<Plan*> Find(const CublasLtShape& shape, const CublasLtOperands& operands);
+  absl::Status Make(const CublasLtShape& shape, const CublasLtOperands& operands, Plan* plan) const;
+  template <typename T>
+  absl::Status Set(cublasLtMatmulDescAttributes_t attribute, const T& value, Plan* plan) const;
+  // What of a call's addresses the descriptor holds.
+  absl::Status SetAddresses(const CublasLtOperands& operands, Plan* plan) const;
   absl::Status Choose(const CublasLtShape& shape, Plan* plan) const;
   void EvictOne();
 

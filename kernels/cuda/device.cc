@@ -141,6 +141,7 @@ absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(const DeviceOptions& opti
   std::unique_ptr<CublasLt> cublas;
   if (options.cublas_lt) {
     ASSIGN_OR_RETURN(cublas, OpenCublasLt(index));
+    cublas->scales_rows = TRIREME_CUBLAS_LT_SCALES_ROWS && properties.major == 9;
   }
   return std::make_unique<CudaDevice>(index, options.host_readable, properties, std::move(cublas));
 }

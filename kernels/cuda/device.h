@@ -38,6 +38,7 @@ class CudaStream final : public Stream {
   cudaStream_t handle() const;
   int device_index() const { return device_index_; }
   MatMulLibrary* matmul_library() const { return library_.get(); }
+  CodesRoom& codes_room() { return codes_room_; }
   // Asked now and then while Synchronize waits; not OK = the stream's work is lost. `owner` ends
   // it.
   void Watch(const void* owner, std::function<absl::Status()> healthy);
@@ -57,6 +58,7 @@ class CudaStream final : public Stream {
   cudaError_t error_ = cudaSuccess;  // of a copy
   std::vector<WatchEntry> watches_;
   const std::unique_ptr<MatMulLibrary> library_;  // or null
+  CodesRoom codes_room_;
 };
 
 }  // namespace trireme::cuda

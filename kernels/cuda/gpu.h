@@ -154,11 +154,11 @@ __device__ inline void Mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t
 }
 __device__ void MmaE4M3ByHalves(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 // The same for one 16x8x32 tile of e4m3: "Matrix fragments for mma.m16n8k32", four neighbours along
-// k in a register. Codes are not NaN. For 9.0 and 10.0 ptxas makes conversions to half precision
-// and two mma of it, so the sums are fp32; where the tensor cores take e4m3 themselves (8.9, 12.0)
-// a chain of them has fewer bits, and who calls adds it to a sum of its own now and then.
+// k in a register. Codes are not NaN. Sums are fp32, as all are: for 9.0 and 10.0 ptxas makes
+// conversions and two mma of half precision of the instruction. Where tensor cores take e4m3 from
+// registers themselves (8.9, 12.0) a sum has fewer bits, so these go by halves too.
 __device__ inline void MmaE4M3(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1100
   asm volatile(
       "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
@@ -370,7 +370,7 @@ inline void AddRelaxed(uint64_t* p, uint64_t value) { atomicAdd(p, value); }
 #if defined(__CUDACC__) || defined(TRIREME_HOST_CUDA)
 // 16 bytes of shared or global memory, whatever is in them.
 __device__ inline uint4 Load16(const void* p) { return *static_cast<const uint4*>(p); }
-// MmaE4M3 of chips without it. A code, shifted to where a half has exponent and mantissa, is its
+// MmaE4M3 of other chips. A code, shifted to where a half has exponent and mantissa, is its
 // 256th part; two mma take a register's bytes 1 and 3 and its bytes 0 and 2 as neighbours.
 __device__ inline void MmaE4M3ByHalves(float (&d)[4], const uint32_t (&a)[4],
                                        const uint32_t (&b)[2]) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/matmul_codes.h"
 #include "kernels/cuda/matmul_launch.h"
 #include "kernels/cuda/matmul_library.h"
 #include "kernels/cuda/matmul_select.h"
@@ -15,8 +16,19 @@ namespace {
 // --- anything: 64 x 64 tiles, 16 x 16 threads of 4 x 4, k in steps of 16 ---
 constexpr int kTile = 64, kPlainStep = 16;
 
-template <Epilogue kEpilogue, typename T, typename Y, typename W = T>
-__global__ void __launch_bounds__(256) MatMulPlain(MatMulArguments<T, Y, W> a, bool permuted) {
+// An element of x; a code as 256 times itself, for those of W are 256th parts.
+template <typename X>
+__device__ inline float InputFloat(X x) {
+  if constexpr (std::is_same_v<X, E4M3>) {
+    return WeightFloat(x) * (kKernelScale * kKernelScale);
+  } else {
+    return Float(x);
+  }
+}
+
+// Codes of x lie in W's order.
+template <Epilogue kEpilogue, typename T, typename Y, typename W, typename X>
+__global__ void __launch_bounds__(256) MatMulPlain(MatMulArguments<T, Y, W, X> a, bool permuted) {
   gpu::WaitForPrevious();
   GPU_SHARED(xs, float[kPlainStep][kTile + 1]);
   GPU_SHARED(ws, float[kPlainStep][kTile + 1]);
@@ -29,10 +41,11 @@ __global__ void __launch_bounds__(256) MatMulPlain(MatMulArguments<T, Y, W> a, b
     for (int i = threadIdx.x; i < kTile * kPlainStep; i += 256) {
       const int r = i / kPlainStep, k = i % kPlainStep;
       const bool in_k = k0 + k < a.k;
-      xs[k][r] = in_k && m0 + r < a.rows ? Float(a.x[(m0 + r) * a.x_stride + k0 + k]) : 0.0f;
       const int at = k0 + k;
       const int stored =
           permuted ? at / kStretch * kStretch + PermutedIndexOf<W>(at % kStretch) : at;
+      const int x_at = std::is_same_v<X, E4M3> ? stored : at;
+      xs[k][r] = in_k && m0 + r < a.rows ? InputFloat(a.x[(m0 + r) * a.x_stride + x_at]) : 0.0f;
       const TileColumn column = TileColumnOf<kEpilogue, kTile / 2>(a.n, y0, r);
       ws[k][r] = in_k && column.output < outputs
                      ? WeightFloat(a.w[int64_t{column.row} * a.k + stored])
@@ -69,12 +82,11 @@ MatMulDesc DescOf(Stream& stream, ConstTensorView x, const CudaLinear& w, ConstT
                   .rows = x.dim(0),
                   .n = w.n,
                   .permuted = w.permuted,
-                  .vectorizable = Vectorizable(x)};
+                  .vectorizable = w.quantizes_activations || Vectorizable(x)};
   if (const MatMulLibrary* const library = LibraryOf(stream); library != nullptr) {
     const bool gated = w.use == LinearUse::kMatMulSwiGlu;  // cuBLASLt writes gate and up
     const int64_t gate_up_bytes = w.n * static_cast<int64_t>(SizeOf(x.dtype));
-    desc.cublas_lt =
-        w.dtype == x.dtype && library->RowsWithRoom(LibraryRowBytes(w)) > kFewRowsLimit;
+    desc.cublas_lt = library->Takes(w) && library->RowsWithRoom(LibraryRowBytes(w)) > kFewRowsLimit;
     desc.result_aligned = gated ? gate_up_bytes % 16 == 0 : Vectorizable(y);
     desc.bias_fits =
         !bias || (y.dtype == bias.dtype && reinterpret_cast<uintptr_t>(bias.data) % 16 == 0);
@@ -82,29 +94,29 @@ MatMulDesc DescOf(Stream& stream, ConstTensorView x, const CudaLinear& w, ConstT
   return desc;
 }
 
-// What MatMul and MatMulSwiGlu share: the choice of a kernel and its launch. W is the stored type.
-template <Epilogue kEpilogue, typename T, typename Y, typename W = T>
-void LaunchMatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
-                  TensorView y) {
-  if (x.dim(0) == 0) return;
-  const auto& weight = static_cast<const CudaLinear&>(w);
+// `codes` of x, or none where X is T.
+template <Epilogue kEpilogue, typename T, typename Y, typename W, typename X>
+void LaunchMatMulRows(Stream& stream, ConstTensorView x, const Codes& codes, const CudaLinear& w,
+                      ConstTensorView bias, TensorView y) {
   const gpu::StreamHandle handle = NativeHandle(stream);
-  MatMulDesc desc = DescOf(stream, x, weight, bias, y);
+  MatMulDesc desc = DescOf(stream, x, w, bias, y);
   if (SelectMatMul(desc) == MatMulKernel::kLibrary) {
-    if (LibraryOf(stream)->MatMul(stream, x, w, bias, y)) return;
+    if (LibraryOf(stream)->MatMul(stream, x, codes, w, bias, y)) return;
     desc.cublas_lt = false;  // it has no algorithm for this one
   }
   const MatMulKernel kernel = SelectMatMul(desc);
-  const MatMulArguments<T, Y, W> a{.x = static_cast<const T*>(x.data),
-                                   .w = static_cast<const W*>(weight.buffer.data()),
-                                   .bias = static_cast<const T*>(bias.data),
-                                   .y = static_cast<Y*>(y.data),
-                                   .x_stride = x.stride0,
-                                   .y_stride = y.stride0,
-                                   .rows = static_cast<int>(x.dim(0)),
-                                   .n = static_cast<int>(w.n),
-                                   .k = static_cast<int>(w.k),
-                                   .scales = std::is_same_v<W, E4M3> ? weight.scales() : nullptr};
+  constexpr bool kCodes = std::is_same_v<X, E4M3>;
+  const MatMulArguments<T, Y, W, X> a{.x = static_cast<const X*>(kCodes ? codes.codes : x.data),
+                                      .w = static_cast<const W*>(w.buffer.data()),
+                                      .bias = static_cast<const T*>(bias.data),
+                                      .y = static_cast<Y*>(y.data),
+                                      .x_stride = kCodes ? w.k : x.stride0,
+                                      .y_stride = y.stride0,
+                                      .rows = static_cast<int>(x.dim(0)),
+                                      .n = static_cast<int>(w.n),
+                                      .k = static_cast<int>(w.k),
+                                      .scales = std::is_same_v<W, E4M3> ? w.scales() : nullptr,
+                                      .x_scales = codes.scales};
   if constexpr (!std::is_same_v<T, float>) {
     if (kernel == MatMulKernel::kStream) return LaunchMatMulStream<kEpilogue>(handle, a);
     if (kernel != MatMulKernel::kPlain) {
@@ -113,8 +125,33 @@ void LaunchMatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, Cons
   }
   const dim3 grid(Blocks(OutputsOf<kEpilogue>(a), Outputs<kEpilogue>(kTile)),
                   Blocks(a.rows, kTile));
-  gpu::LaunchDependent({grid, dim3(256), 0, handle}, MatMulPlain<kEpilogue, T, Y, W>, a,
-                       weight.permuted);
+  gpu::LaunchDependent({grid, dim3(256), 0, handle}, MatMulPlain<kEpilogue, T, Y, W, X>, a,
+                       w.permuted);
+}
+
+// What MatMul and MatMulSwiGlu share: the choice of a kernel and its launch. W is the stored type.
+template <Epilogue kEpilogue, typename T, typename Y, typename W = T>
+void LaunchMatMul(Stream& stream, ConstTensorView x, const LinearWeight& weight,
+                  ConstTensorView bias, TensorView y) {
+  const auto& w = static_cast<const CudaLinear&>(weight);
+  const int64_t rows = x.dim(0);
+  if (rows == 0) return;
+  if constexpr (std::is_same_v<W, E4M3>) {
+    if (w.quantizes_activations) {
+      const CodesRoom& room = CodesRoomOf(stream);
+      const int64_t at_once = room.RowsWithRoom(w.k);
+      CHECK_GT(at_once, 0) << "there is no room for codes of x: call ReserveMatMul first";
+      for (int64_t row = 0; row < rows; row += at_once) {
+        const int64_t count = std::min(at_once, rows - row);
+        const ConstTensorView piece = x.Rows(row, count);
+        const Codes codes = room.Quantize(NativeHandle(stream), piece, w.permuted);
+        LaunchMatMulRows<kEpilogue, T, Y, W, E4M3>(stream, piece, codes, w, bias,
+                                                   y.Rows(row, count));
+      }
+      return;
+    }
+  }
+  LaunchMatMulRows<kEpilogue, T, Y, W, T>(stream, x, {}, w, bias, y);
 }
 
 // Elements of rows that are whole stretches: each into the order of matmul_launch.h. W has the size

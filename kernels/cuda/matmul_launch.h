@@ -10,6 +10,9 @@
 // are what one lane feeds to four mma, a word each, whose bytes lie as WeightFragment takes them
 // apart.
 //
+// Activations of e4m3 (matmul_codes.h) lie in the same order, so that a lane's 16 bytes of a row
+// are the A fragments of two mma.m16n8k32 whose B fragments its 16 bytes of W are, as they are.
+//
 // Every element is the sum, from first to last, of its segments: kSegment k's each, one chain of
 // mma. All tensor-core kernels keep to that, so a row's bits do not depend on the batch it is in.
 #pragma once
@@ -76,15 +79,26 @@ __device__ inline void WeightFragment(const uint4& w, int m, uint32_t (&b)[2]) {
   }
 }
 
-template <typename T, typename Y, typename W = T>
+// Adds a stretch of e4m3 times e4m3: this lane's bytes of rows lane / 4 and lane / 4 + 8 of x and
+// of column lane / 4.
+__device__ inline void MultiplyStretch(float (&sums)[4], const uint4 (&x)[2], const uint4& w) {
+  const uint32_t a[2][4] = {{x[0].x, x[1].x, x[0].y, x[1].y}, {x[0].z, x[1].z, x[0].w, x[1].w}};
+  const uint32_t b[2][2] = {{w.x, w.y}, {w.z, w.w}};
+  gpu::MmaE4M3(sums, a[0], b[0]);
+  gpu::MmaE4M3(sums, a[1], b[1]);
+}
+
+// T is the type of activations, which the bias has; X that of x here: T, or e4m3.
+template <typename T, typename Y, typename W = T, typename X = T>
 struct MatMulArguments {
-  const T* x;
+  const X* x;
   const W* w;
   const T* bias;  // or null
   Y* y;
   int64_t x_stride, y_stride;
-  int rows, n, k;                 // n: rows of W
-  const float* scales = nullptr;  // [n] of e4m3: what sums of x q / 256 are times
+  int rows, n, k;                   // n: rows of W
+  const float* scales = nullptr;    // [n] of e4m3: what sums of x q / 256 are times
+  const float* x_scales = nullptr;  // [rows] of e4m3: a 256th of the row's
 };
 
 // What becomes of the sums: y itself, or SwiGLU of the first n / 2 columns (gate) and the others
@@ -100,8 +114,8 @@ template <Epilogue kEpilogue>
 __host__ __device__ constexpr int Outputs(int columns) {
   return kEpilogue == Epilogue::kSwiGlu ? columns / 2 : columns;
 }
-template <Epilogue kEpilogue, typename T, typename Y, typename W>
-__host__ __device__ int OutputsOf(const MatMulArguments<T, Y, W>& a) {
+template <Epilogue kEpilogue, typename T, typename Y, typename W, typename X>
+__host__ __device__ int OutputsOf(const MatMulArguments<T, Y, W, X>& a) {
   return Outputs<kEpilogue>(a.n);
 }
 
@@ -120,29 +134,32 @@ __device__ inline TileColumn TileColumnOf(int n, int y0, int c) {
   }
 }
 
-template <typename T, typename Y, typename W>
-__device__ inline float Biased(const MatMulArguments<T, Y, W>& a, int row_of_w, float sum) {
+template <typename T, typename Y, typename W, typename X>
+__device__ inline float Biased(const MatMulArguments<T, Y, W, X>& a, int row, int row_of_w,
+                               float sum) {
   if constexpr (std::is_same_v<W, E4M3>) sum = __fmul_rn(sum, a.scales[row_of_w]);
+  if constexpr (std::is_same_v<X, E4M3>) sum = __fmul_rn(sum, a.x_scales[row]);
   return a.bias != nullptr ? __fadd_rn(sum, Float(a.bias[row_of_w])) : sum;
 }
-template <typename T, typename Y, typename W>
-__device__ inline void Finish(const MatMulArguments<T, Y, W>& a, int row, int column, float sum) {
-  a.y[row * a.y_stride + column] = Rounded<Y>(Biased(a, column, sum));
+template <typename T, typename Y, typename W, typename X>
+__device__ inline void Finish(const MatMulArguments<T, Y, W, X>& a, int row, int column,
+                              float sum) {
+  a.y[row * a.y_stride + column] = Rounded<Y>(Biased(a, row, column, sum));
 }
 // Gate and up are rounded, as if they had been stored in between.
-template <typename T, typename Y, typename W>
-__device__ inline void FinishSwiGlu(const MatMulArguments<T, Y, W>& a, int row, int column,
+template <typename T, typename Y, typename W, typename X>
+__device__ inline void FinishSwiGlu(const MatMulArguments<T, Y, W, X>& a, int row, int column,
                                     float gate, float up) {
-  gate = Float(Rounded<Y>(Biased(a, column, gate)));
-  up = Float(Rounded<Y>(Biased(a, column + a.n / 2, up)));
+  gate = Float(Rounded<Y>(Biased(a, row, column, gate)));
+  up = Float(Rounded<Y>(Biased(a, row, column + a.n / 2, up)));
   a.y[row * a.y_stride + column] = Rounded<Y>(SwiGlu(gate, up));
 }
 
 // At most kFewRowsLimit rows: W is read once, straight into registers, and bounds the time.
-template <Epilogue kEpilogue, typename T, typename Y, typename W>
-void LaunchMatMulStream(gpu::StreamHandle handle, const MatMulArguments<T, Y, W>& a);
+template <Epilogue kEpilogue, typename T, typename Y, typename W, typename X>
+void LaunchMatMulStream(gpu::StreamHandle handle, const MatMulArguments<T, Y, W, X>& a);
 // Tiles of 64 x 64 or 128 x 128 through shared memory. x's rows are whole 16-byte pieces.
-template <Epilogue kEpilogue, typename T, typename Y, typename W>
-void LaunchMatMulTiles(gpu::StreamHandle handle, bool large, const MatMulArguments<T, Y, W>& a);
+template <Epilogue kEpilogue, typename T, typename Y, typename W, typename X>
+void LaunchMatMulTiles(gpu::StreamHandle handle, bool large, const MatMulArguments<T, Y, W, X>& a);
 
 }  // namespace trireme::cuda

@@ -21,42 +21,43 @@ bool Gated(const LinearWeight& w) { return w.use == LinearUse::kMatMulSwiGlu; }
 }  // namespace
 
 MatMulLibrary::MatMulLibrary(const CublasLt& cublas)
-    : plans_(std::make_unique<CublasLtPlans>(cublas)) {}
+    : plans_(std::make_unique<CublasLtPlans>(cublas)), takes_codes_(cublas.scales_rows) {}
 MatMulLibrary::~MatMulLibrary() = default;
 
 int64_t LibraryRowBytes(const LinearWeight& w) {
-  return (w.k + (Gated(w) ? w.n : 0)) * static_cast<int64_t>(SizeOf(w.dtype));
+  constexpr int64_t kElement = 2;
+  return ((w.quantizes_activations ? 0 : w.k) + (Gated(w) ? w.n : 0)) * kElement;
+}
+
+bool MatMulLibrary::Takes(const LinearWeight& w) const {
+  return w.dtype == DType::kE4M3 ? w.quantizes_activations && takes_codes_ : SizeOf(w.dtype) == 2;
 }
 
 absl::StatusOr<int64_t> MatMulLibrary::Reserve(Device& device, int64_t rows, int64_t row_bytes) {
-  if (RowsWithRoom(row_bytes) < rows) {
-    if (scratch_.data() == nullptr) {
-      ASSIGN_OR_RETURN(scratch_, device.Allocate(CublasLtPlans::kWorkspaceBytes));
-    }
-    // One for the gap between x's columns and gate and up.
-    ASSIGN_OR_RETURN(Buffer room,
-                     device.Allocate(static_cast<size_t>(rows * row_bytes + kPlanAlignment)));
-    rooms_.push_back(std::move(room));
+  if (scratch_.data() == nullptr) {
+    ASSIGN_OR_RETURN(scratch_, device.Allocate(CublasLtPlans::kWorkspaceBytes));
   }
-  size_t held = scratch_.bytes();
-  for (const Buffer& room : rooms_) held += room.bytes();
-  return static_cast<int64_t>(held);
+  // One more for the gap between x's columns and gate and up.
+  RETURN_IF_ERROR(room_.Reserve(device, rows * row_bytes + kPlanAlignment));
+  return static_cast<int64_t>(scratch_.bytes()) + room_.held();
 }
 
 int64_t MatMulLibrary::RowsWithRoom(int64_t row_bytes) const {
-  if (rooms_.empty()) return 0;
-  return (static_cast<int64_t>(rooms_.back().bytes()) - kPlanAlignment) / row_bytes;
+  if (room_.bytes() == 0) return 0;
+  return row_bytes == 0 ? kLibraryRows : (room_.bytes() - kPlanAlignment) / row_bytes;
 }
 
-bool MatMulLibrary::MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w,
-                           ConstTensorView bias, TensorView y) {
+bool MatMulLibrary::MatMul(Stream& stream, ConstTensorView x, const Codes& codes,
+                           const LinearWeight& w, ConstTensorView bias, TensorView y) {
   const int64_t rows = x.dim(0), at_once = RowsWithRoom(LibraryRowBytes(w));
   // As equal as they can be: a last piece of a few rows would read all of W for them.
   const int64_t pieces = (rows + at_once - 1) / at_once, piece = (rows + pieces - 1) / pieces;
   for (int64_t row = 0; row < rows; row += piece) {
     const int64_t count = std::min(piece, rows - row);
+    const Codes of_piece =
+        w.quantizes_activations ? Codes{codes.codes + row * w.k, codes.scales + row} : Codes{};
     const absl::StatusOr<bool> done =
-        MatMulRows(stream, x.Rows(row, count), w, bias, y.Rows(row, count));
+        MatMulRows(stream, x.Rows(row, count), of_piece, w, bias, y.Rows(row, count));
     if (!done.ok()) {
       if (error_.ok()) error_ = done.status();
       return true;
@@ -68,35 +69,40 @@ bool MatMulLibrary::MatMul(Stream& stream, ConstTensorView x, const LinearWeight
 }
 
 absl::StatusOr<bool> MatMulLibrary::MatMulRows(Stream& stream, ConstTensorView x,
-                                               const LinearWeight& w, ConstTensorView bias,
-                                               TensorView y) {
+                                               const Codes& codes, const LinearWeight& w,
+                                               ConstTensorView bias, TensorView y) {
   const gpu::StreamHandle handle = NativeHandle(stream);
-  void* const permuted = rooms_.back().data();
+  const bool quantized = codes.codes != nullptr;
   TensorView product = y;
   if (Gated(w)) {
-    const int64_t offset = RoundedUp(x.dim(0) * w.k * static_cast<int64_t>(SizeOf(x.dtype)));
-    product = TensorView(static_cast<char*>(permuted) + offset, x.dtype, {x.dim(0), w.n});
+    const int64_t x_bytes = quantized ? 0 : x.dim(0) * w.k * static_cast<int64_t>(SizeOf(x.dtype));
+    product =
+        TensorView(static_cast<char*>(room_.data()) + RoundedUp(x_bytes), x.dtype, {x.dim(0), w.n});
   }
-  PermuteColumns(handle, x, permuted);
-  const CublasLtShape shape{.in = x.dtype,
+  if (!quantized) PermuteColumns(handle, x, room_.data());
+  const auto& stored = static_cast<const CudaLinear&>(w);
+  const CublasLtShape shape{.in = w.dtype,
                             .out = product.dtype,
                             .rows = x.dim(0),
                             .n = w.n,
                             .k = w.k,
                             .x_stride = w.k,
                             .y_stride = product.stride0,
+                            .x_alignment = AlignmentOf(quantized ? codes.codes : room_.data()),
                             .y_alignment = AlignmentOf(product.data),
                             .bias_alignment = bias ? AlignmentOf(bias.data) : 0};
   const absl::StatusOr<bool> done =
       plans_->MatMul(static_cast<cudaStream_t>(handle), shape,
-                     {.x = permuted,
-                      .w = static_cast<const CudaLinear&>(w).buffer.data(),
+                     {.x = quantized ? codes.codes : room_.data(),
+                      .w = stored.buffer.data(),
+                      .x_scales = codes.scales,
+                      .w_scales = quantized ? stored.scales() : nullptr,
                       .bias = bias.data,
                       .y = product.data},
                      scratch_.data());
   if (!done.ok()) {
     return absl::InternalError(absl::StrCat(std::string(done.status().message()), " (matmul of ",
-                                            x.dim(0), " x ", w.n, " x ", w.k, " ", Name(x.dtype),
+                                            x.dim(0), " x ", w.n, " x ", w.k, " ", Name(w.dtype),
                                             "); without --matmul cublaslt it is not used"));
   }
   if (*done && Gated(w)) cuda::SiluAndMul(stream, product, y);
@@ -105,23 +111,43 @@ absl::StatusOr<bool> MatMulLibrary::MatMulRows(Stream& stream, ConstTensorView x
 
 absl::Status MatMulLibrary::TakeError() { return std::exchange(error_, absl::OkStatus()); }
 
+namespace {
+
+// `held` where it is, else the error with what to do about it.
+absl::StatusOr<int64_t> HeldFor(const char* flag, const absl::StatusOr<int64_t>& held) {
+  if (held.ok()) return held;
+  return absl::Status(held.status().code(),
+                      absl::StrCat("workspace of ", flag,
+                                   " (leave the flag out, or lower --max-num-batched-tokens): ",
+                                   std::string(held.status().message())));
+}
+
+}  // namespace
+
 absl::StatusOr<int64_t> ReserveMatMul(Stream& stream, int64_t rows,
                                       const std::vector<const LinearWeight*>& weights) {
   MatMulLibrary* const library = LibraryOf(stream);
-  if (library == nullptr || rows <= kFewRowsLimit) return 0;
-  int64_t row_bytes = 0;
+  int64_t row_bytes = -1, longest = 0, held = 0;
   for (const LinearWeight* weight : weights) {
-    if (static_cast<const CudaLinear*>(weight)->permuted && SizeOf(weight->dtype) == 2)
+    if (weight->quantizes_activations) longest = std::max(longest, weight->k);
+    if (library != nullptr && rows > kFewRowsLimit && library->Takes(*weight) &&
+        static_cast<const CudaLinear*>(weight)->permuted)
       row_bytes = std::max(row_bytes, LibraryRowBytes(*weight));
   }
-  if (row_bytes == 0) return 0;
-  const absl::StatusOr<int64_t> held =
-      library->Reserve(stream.device(), std::min(rows, kLibraryRows), row_bytes);
-  if (held.ok()) return held;
-  return absl::Status(held.status().code(),
-                      absl::StrCat("workspace of --matmul cublaslt (leave the flag out, or lower "
-                                   "--max-num-batched-tokens): ",
-                                   std::string(held.status().message())));
+  const int64_t at_once = std::min(rows, kLibraryRows);
+  if (longest > 0) {
+    ASSIGN_OR_RETURN(const int64_t codes,
+                     HeldFor("--quantization fp8-dynamic",
+                             CodesRoomOf(stream).Reserve(stream.device(), at_once, longest)));
+    held += codes;
+  }
+  if (row_bytes >= 0) {
+    ASSIGN_OR_RETURN(
+        const int64_t of_library,
+        HeldFor("--matmul cublaslt", library->Reserve(stream.device(), at_once, row_bytes)));
+    held += of_library;
+  }
+  return held;
 }
 
 }  // namespace trireme::cuda

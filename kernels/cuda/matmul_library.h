@@ -4,7 +4,9 @@
 //
 // The weights are those of the own kernels, no second copy: each stretch of 32 k's is permuted
 // (matmul_launch.h). A dot product takes its k's in any order, so x's columns are permuted alike
-// into a workspace first, which costs reading and writing x once. Used by the stream's thread.
+// into a workspace first, which costs reading and writing x once. Codes of x (matmul_codes.h) are
+// made in that order; cuBLASLt multiplies them with weights of e4m3, with a scale for each row of
+// both, on chips of 9.0 only. Used by the stream's thread.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +16,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/cuda/gpu.h"
+#include "kernels/cuda/matmul_codes.h"
+#include "kernels/cuda/matmul_room.h"
 #include "kernels/device.h"
 #include "kernels/ops.h"
 
@@ -32,17 +36,19 @@ class MatMulLibrary {
   explicit MatMulLibrary(const CublasLt& cublas);
   ~MatMulLibrary();
 
-  // Room for `row_bytes` of `rows` rows, beside cuBLASLt's own. Memory that a call has used stays
-  // where it is, for graphs hold its address: to make more room adds to it. Gives the bytes held.
+  // Whether it has a way with such weights: of two-byte types, or of e4m3 with codes of x.
+  bool Takes(const LinearWeight& w) const;
+  // Room for `row_bytes` of `rows` rows, beside cuBLASLt's own. Gives the bytes held.
   absl::StatusOr<int64_t> Reserve(Device& device, int64_t rows, int64_t row_bytes);
   // Rows of so many bytes that there is room for.
   int64_t RowsWithRoom(int64_t row_bytes) const;
 
-  // MatMul, or MatMulSwiGlu where the weight is for that, of weights that are stored permuted.
+  // MatMul, or MatMulSwiGlu where the weight is for that, of weights that are stored permuted;
+  // `codes` of x where they quantise activations.
   // False, and nothing is enqueued, where cuBLASLt has no algorithm for it. An error counts as
   // true and is the stream's: error(). REQUIRES: SelectMatMul has chosen it.
-  bool MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
-              TensorView y);
+  bool MatMul(Stream& stream, ConstTensorView x, const Codes& codes, const LinearWeight& w,
+              ConstTensorView bias, TensorView y);
 
   // The first error since the last TakeError.
   const absl::Status& error() const { return error_; }
@@ -50,16 +56,18 @@ class MatMulLibrary {
   CublasLtPlans& plans() { return *plans_; }
 
  private:
-  absl::StatusOr<bool> MatMulRows(Stream& stream, ConstTensorView x, const LinearWeight& w,
-                                  ConstTensorView bias, TensorView y);
+  absl::StatusOr<bool> MatMulRows(Stream& stream, ConstTensorView x, const Codes& codes,
+                                  const LinearWeight& w, ConstTensorView bias, TensorView y);
 
   std::unique_ptr<CublasLtPlans> plans_;
-  Buffer scratch_;             // cuBLASLt's own
-  std::vector<Buffer> rooms_;  // the last is the largest, and used
+  const bool takes_codes_;  // the chip is of 9.0, and cuBLASLt of 12.9 or later
+  Buffer scratch_;          // cuBLASLt's own
+  MatMulRoom room_;
   absl::Status error_;
 };
 
-// Bytes of the workspace for a row: x's columns, permuted, and for a gated weight gate and up.
+// Bytes of the workspace for a row: x's columns, permuted, where they are no codes, and for a gated
+// weight gate and up.
 int64_t LibraryRowBytes(const LinearWeight& w);
 
 // The stream's, or null where the own kernels compute all; each device defines it.

@@ -87,6 +87,25 @@ __device__ inline void MultiplyChunk(const T* const (&x)[2], const WeightChunk& 
   }
 }
 
+// Of codes: x's fragments lie as W's do.
+template <typename W>
+__device__ inline void MultiplyChunk(const E4M3* const (&x)[2], const WeightChunk& chunk, int k,
+                                     int k_end, float (&sums)[2][4]) {
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b) {
+    const int at = k + b * kStretchOf<W>;
+    if (at >= k_end) break;
+    uint4 rows[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      rows[i] = x[i] == nullptr ? uint4{}
+                                : *(reinterpret_cast<const uint4*>(x[i] + at) + gpu::LaneId() % 4);
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) MultiplyStretch(sums[i], rows, chunk.w[i][b]);
+  }
+}
+
 __device__ inline float SumOfSegments(const float* from, int segments) {
   float sum = from[0];
   for (int s = 1; s < segments; ++s) sum = __fadd_rn(sum, from[s * 16 * kColumns]);
@@ -94,9 +113,9 @@ __device__ inline float SumOfSegments(const float* from, int segments) {
 }
 
 // warps_per_group warps share 16 columns; 1, 2, 4 or 8.
-template <Epilogue kEpilogue, typename T, typename Y, typename W>
+template <Epilogue kEpilogue, typename T, typename Y, typename W, typename X>
 __global__ void __launch_bounds__(kWarps * 32, 2)
-    MatMulStream(MatMulArguments<T, Y, W> a, int warps_per_group) {
+    MatMulStream(MatMulArguments<T, Y, W, X> a, int warps_per_group) {
   GPU_DYNAMIC_SHARED(partial, float);  // [groups, segments, 16 rows, 16 columns]
   const int lane = gpu::LaneId(), warp = threadIdx.x / 32;
   const int groups = kWarps / warps_per_group, group = warp / warps_per_group;
@@ -105,7 +124,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
   const int outputs = OutputsOf<kEpilogue>(a);
   const int block_y0 = static_cast<int>(blockIdx.x) * groups * kOutputs;
   const W* w[2];
-  const T* x[2];
+  const X* x[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     // Columns beyond the last read the last row of W and are not written.
@@ -157,8 +176,8 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
 
 }  // namespace
 
-template <Epilogue kEpilogue, typename T, typename Y, typename W>
-void LaunchMatMulStream(gpu::StreamHandle handle, const MatMulArguments<T, Y, W>& a) {
+template <Epilogue kEpilogue, typename T, typename Y, typename W, typename X>
+void LaunchMatMulStream(gpu::StreamHandle handle, const MatMulArguments<T, Y, W, X>& a) {
   const int segments = (a.k + kSegment - 1) / kSegment;
   int warps_per_group = 1;
   while (warps_per_group < kWarps && warps_per_group < segments) warps_per_group *= 2;
@@ -166,7 +185,7 @@ void LaunchMatMulStream(gpu::StreamHandle handle, const MatMulArguments<T, Y, W>
   const size_t smem = sizeof(float) * groups * segments * 16 * kColumns;
   gpu::LaunchDependent({dim3(Blocks(OutputsOf<kEpilogue>(a), Outputs<kEpilogue>(columns))),
                         dim3(kWarps * 32), smem, handle},
-                       MatMulStream<kEpilogue, T, Y, W>, a, warps_per_group);
+                       MatMulStream<kEpilogue, T, Y, W, X>, a, warps_per_group);
 }
 
 template void LaunchMatMulStream<Epilogue::kStore>(
@@ -193,5 +212,17 @@ template void LaunchMatMulStream<Epilogue::kSwiGlu>(
     gpu::StreamHandle, const MatMulArguments<__nv_bfloat16, __nv_bfloat16, E4M3>&);
 template void LaunchMatMulStream<Epilogue::kSwiGlu>(gpu::StreamHandle,
                                                     const MatMulArguments<__half, __half, E4M3>&);
+template void LaunchMatMulStream<Epilogue::kStore>(
+    gpu::StreamHandle, const MatMulArguments<__nv_bfloat16, __nv_bfloat16, E4M3, E4M3>&);
+template void LaunchMatMulStream<Epilogue::kStore>(
+    gpu::StreamHandle, const MatMulArguments<__nv_bfloat16, float, E4M3, E4M3>&);
+template void LaunchMatMulStream<Epilogue::kStore>(
+    gpu::StreamHandle, const MatMulArguments<__half, __half, E4M3, E4M3>&);
+template void LaunchMatMulStream<Epilogue::kStore>(
+    gpu::StreamHandle, const MatMulArguments<__half, float, E4M3, E4M3>&);
+template void LaunchMatMulStream<Epilogue::kSwiGlu>(
+    gpu::StreamHandle, const MatMulArguments<__nv_bfloat16, __nv_bfloat16, E4M3, E4M3>&);
+template void LaunchMatMulStream<Epilogue::kSwiGlu>(
+    gpu::StreamHandle, const MatMulArguments<__half, __half, E4M3, E4M3>&);
 
 }  // namespace trireme::cuda

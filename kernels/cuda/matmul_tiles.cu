@@ -5,8 +5,10 @@
 namespace trireme::cuda {
 namespace {
 
-constexpr int kStep = 64;           // k's of a stage
-constexpr int kXPitch = kStep + 8;  // 144 bytes: the rows of an ldmatrix lie in different banks
+constexpr int kStep = 64;  // k's of a stage
+// 144 bytes: the rows of an ldmatrix lie in different banks. Codes lie as W does.
+template <typename X>
+constexpr int kXPitch = std::is_same_v<X, E4M3> ? kStep : kStep + 8;
 
 // kRowWarps x kColumnWarps warps of kRowTiles x kColumnTiles mma tiles of 16 x 8.
 template <int kRowWarps_, int kColumnWarps_, int kRowTiles_, int kColumnTiles_, int kStages_>
@@ -18,22 +20,23 @@ struct Tiling {
   static constexpr int kColumns = kColumnWarps_ * kColumnTiles * 8;
 };
 // 64 x 64: 17 KiB a stage, three blocks an SM. 128 x 128: 34 KiB a stage, one block of eight warps
-// with 128 registers of sums each. With W in e4m3 13 and 26 KiB a stage.
+// with 128 registers of sums each. With W in e4m3 13 and 26 KiB a stage,
+// with x too 8 and 16.
 using Small = Tiling<2, 2, 2, 4, 4>;
 using Large = Tiling<2, 4, 4, 4, 4>;
 
-template <typename T, typename W, typename Tile>
+template <typename X, typename W, typename Tile>
 struct Stage {
   static constexpr int kStretches = kStep / kStretchOf<W>;
-  T x[Tile::kRows][kXPitch];
+  X x[Tile::kRows][kXPitch<X>];
   // A row of a stretch is 64 bytes, two rows are all banks: lanes load 16 bytes without conflict.
   W w[kStretches][Tile::kColumns][kStretchOf<W>];
 };
 
-template <Epilogue kEpilogue, typename T, typename Y, typename W, typename Tile>
+template <Epilogue kEpilogue, typename T, typename Y, typename W, typename X, typename Tile>
 class TileProduct {
  public:
-  __device__ TileProduct(const MatMulArguments<T, Y, W>& a, Stage<T, W, Tile>* stages)
+  __device__ TileProduct(const MatMulArguments<T, Y, W, X>& a, Stage<X, W, Tile>* stages)
       : a_(a),
         stages_(stages),
         m0_(static_cast<int>(blockIdx.x) * Tile::kRows),
@@ -41,8 +44,8 @@ class TileProduct {
         warp_row_(static_cast<int>(threadIdx.x) / 32 % Tile::kRowWarps * Tile::kRowTiles * 16),
         warp_column_(static_cast<int>(threadIdx.x) / 32 / Tile::kRowWarps * Tile::kColumnTiles *
                      8) {
-    x_ = a.x + (m0_ + Pieces<T>::Row()) * a.x_stride + Pieces<T>::Column();
-    x_rows_ = a.rows - m0_ - Pieces<T>::Row();
+    x_ = a.x + (m0_ + Pieces<X>::Row()) * a.x_stride + Pieces<X>::Column();
+    x_rows_ = a.rows - m0_ - Pieces<X>::Row();
     const TileColumn column = TileColumnOf<kEpilogue, 8>(a.n, y0_, Pieces<W>::Row());
     w_ = a.w + int64_t{column.row} * a.k + Pieces<W>::Column();
     columns_ = OutputsOf<kEpilogue>(a) - column.output;
@@ -80,34 +83,62 @@ class TileProduct {
 
   // Zeros beyond the edges; k is whole stretches, so a 16-byte piece is inside or outside.
   __device__ void Load(int stage, int k0) {
-    Stage<T, W, Tile>& to = stages_[stage];
-    using X = Pieces<T>;
-    const T* x = x_ + k0;
-    const int x_rows = k0 + X::Column() < a_.k ? x_rows_ : 0;
+    Stage<X, W, Tile>& to = stages_[stage];
+    using OfX = Pieces<X>;
+    const X* x = x_ + k0;
+    const int x_rows = k0 + OfX::Column() < a_.k ? x_rows_ : 0;
 #pragma unroll
-    for (int r = 0; r < Tile::kRows; r += X::kEach) {
+    for (int r = 0; r < Tile::kRows; r += OfX::kEach) {
       const bool inside = r < x_rows;
-      gpu::CpAsync16(&to.x[X::Row() + r][X::Column()], inside ? x : a_.x, inside ? 16 : 0);
-      x += X::kEach * a_.x_stride;
+      gpu::CpAsync16(&to.x[OfX::Row() + r][OfX::Column()], inside ? x : a_.x, inside ? 16 : 0);
+      x += OfX::kEach * a_.x_stride;
     }
-    using P = Pieces<W>;
+    using OfW = Pieces<W>;
     const W* w = w_ + k0;
-    const int columns = k0 + P::Column() < a_.k ? columns_ : 0;
-    W* const w_to = &to.w[P::Column() / kStretchOf<W>][P::Row()][P::Column() % kStretchOf<W>];
+    const int columns = k0 + OfW::Column() < a_.k ? columns_ : 0;
+    W* const w_to = &to.w[OfW::Column() / kStretchOf<W>][OfW::Row()][OfW::Column() % kStretchOf<W>];
 #pragma unroll
-    for (int r = 0; r < Tile::kColumns; r += P::kEach) {
+    for (int r = 0; r < Tile::kColumns; r += OfW::kEach) {
       const bool inside = Outputs<kEpilogue>(r) < columns;
       gpu::CpAsync16(w_to + r * kStretchOf<W>, inside ? w : a_.w, inside ? 16 : 0);
-      w += int64_t{Outputs<kEpilogue>(P::kEach)} * a_.k;
+      w += int64_t{Outputs<kEpilogue>(OfW::kEach)} * a_.k;
     }
     gpu::CpAsyncCommit();
   }
 
-  __device__ void Multiply(const Stage<T, W, Tile>& stage) {
+  __device__ void Multiply(const Stage<X, W, Tile>& stage) {
+    if constexpr (std::is_same_v<X, E4M3>) {
+      MultiplyCodes(stage);
+    } else {
+      MultiplyElements(stage);
+    }
+  }
+
+  __device__ void MultiplyCodes(const Stage<X, W, Tile>& stage) {
+    static_assert(Stage<X, W, Tile>::kStretches == 1);
+    const int lane = gpu::LaneId();
+    uint4 w[Tile::kColumnTiles];
+#pragma unroll
+    for (int j = 0; j < Tile::kColumnTiles; ++j)
+      w[j] = gpu::Load16(&stage.w[0][warp_column_ + j * 8 + lane / 4][lane % 4 * 16]);
+#pragma unroll
+    for (int i = 0; i < Tile::kRowTiles; ++i) {
+      uint4 x[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = warp_row_ + i * 16 + half * 8 + lane / 4;
+        x[half] = gpu::Load16(&stage.x[row][lane % 4 * 16]);
+      }
+#pragma unroll
+      for (int j = 0; j < Tile::kColumnTiles; ++j) MultiplyStretch(segment_[i][j], x, w[j]);
+    }
+  }
+
+  __device__ void MultiplyElements(const Stage<X, W, Tile>& stage) {
     constexpr int kStretch = kStretchOf<W>, kMmas = kStretch / 16;
     const int lane = gpu::LaneId();
 #pragma unroll
-    for (int stretch = 0; stretch < Stage<T, W, Tile>::kStretches; ++stretch) {
+    for (int stretch = 0; stretch < Stage<X, W, Tile>::kStretches; ++stretch) {
       uint4 w[Tile::kColumnTiles];
 #pragma unroll
       for (int j = 0; j < Tile::kColumnTiles; ++j) {
@@ -173,39 +204,39 @@ class TileProduct {
     }
   }
 
-  const MatMulArguments<T, Y, W>& a_;
-  Stage<T, W, Tile>* const stages_;
+  const MatMulArguments<T, Y, W, X>& a_;
+  Stage<X, W, Tile>* const stages_;
   const int m0_, y0_, warp_row_, warp_column_;  // first row and column of y; the warp's of the tile
   // The thread's first pieces of k = 0, and how many rows and columns of y lie from there on.
-  const T* x_;
+  const X* x_;
   const W* w_;
   int x_rows_, columns_;
   float segment_[Tile::kRowTiles][Tile::kColumnTiles][4] = {};
   float sums_[Tile::kRowTiles][Tile::kColumnTiles][4];
 };
 
-template <Epilogue kEpilogue, typename T, typename Y, typename W, typename Tile>
-__global__ void __launch_bounds__(Tile::kThreads) MatMulTiles(MatMulArguments<T, Y, W> a) {
-  using Memory = Stage<T, W, Tile>;
+template <Epilogue kEpilogue, typename T, typename Y, typename W, typename X, typename Tile>
+__global__ void __launch_bounds__(Tile::kThreads) MatMulTiles(MatMulArguments<T, Y, W, X> a) {
+  using Memory = Stage<X, W, Tile>;
   GPU_DYNAMIC_SHARED(stages, Memory);
   gpu::WaitForPrevious();
-  TileProduct<kEpilogue, T, Y, W, Tile>(a, stages).Run();
+  TileProduct<kEpilogue, T, Y, W, X, Tile>(a, stages).Run();
 }
 
-template <Epilogue kEpilogue, typename Tile, typename T, typename Y, typename W>
-void Launch(gpu::StreamHandle handle, const MatMulArguments<T, Y, W>& a) {
+template <Epilogue kEpilogue, typename Tile, typename T, typename Y, typename W, typename X>
+void Launch(gpu::StreamHandle handle, const MatMulArguments<T, Y, W, X>& a) {
   // Row tiles side by side: the blocks that run together share their tiles of W.
   const dim3 grid(Blocks(a.rows, Tile::kRows),
                   Blocks(OutputsOf<kEpilogue>(a), Outputs<kEpilogue>(Tile::kColumns)));
-  constexpr size_t kMemory = Tile::kStages * sizeof(Stage<T, W, Tile>);
+  constexpr size_t kMemory = Tile::kStages * sizeof(Stage<X, W, Tile>);
   gpu::LaunchDependent({grid, dim3(Tile::kThreads), kMemory, handle},
-                       MatMulTiles<kEpilogue, T, Y, W, Tile>, a);
+                       MatMulTiles<kEpilogue, T, Y, W, X, Tile>, a);
 }
 
 }  // namespace
 
-template <Epilogue kEpilogue, typename T, typename Y, typename W>
-void LaunchMatMulTiles(gpu::StreamHandle handle, bool large, const MatMulArguments<T, Y, W>& a) {
+template <Epilogue kEpilogue, typename T, typename Y, typename W, typename X>
+void LaunchMatMulTiles(gpu::StreamHandle handle, bool large, const MatMulArguments<T, Y, W, X>& a) {
   large ? Launch<kEpilogue, Large>(handle, a) : Launch<kEpilogue, Small>(handle, a);
 }
 
@@ -233,5 +264,17 @@ template void LaunchMatMulTiles<Epilogue::kSwiGlu>(
     gpu::StreamHandle, bool, const MatMulArguments<__nv_bfloat16, __nv_bfloat16, E4M3>&);
 template void LaunchMatMulTiles<Epilogue::kSwiGlu>(gpu::StreamHandle, bool,
                                                    const MatMulArguments<__half, __half, E4M3>&);
+template void LaunchMatMulTiles<Epilogue::kStore>(
+    gpu::StreamHandle, bool, const MatMulArguments<__nv_bfloat16, __nv_bfloat16, E4M3, E4M3>&);
+template void LaunchMatMulTiles<Epilogue::kStore>(
+    gpu::StreamHandle, bool, const MatMulArguments<__nv_bfloat16, float, E4M3, E4M3>&);
+template void LaunchMatMulTiles<Epilogue::kStore>(
+    gpu::StreamHandle, bool, const MatMulArguments<__half, __half, E4M3, E4M3>&);
+template void LaunchMatMulTiles<Epilogue::kStore>(
+    gpu::StreamHandle, bool, const MatMulArguments<__half, float, E4M3, E4M3>&);
+template void LaunchMatMulTiles<Epilogue::kSwiGlu>(
+    gpu::StreamHandle, bool, const MatMulArguments<__nv_bfloat16, __nv_bfloat16, E4M3, E4M3>&);
+template void LaunchMatMulTiles<Epilogue::kSwiGlu>(
+    gpu::StreamHandle, bool, const MatMulArguments<__half, __half, E4M3, E4M3>&);
 
 }  // namespace trireme::cuda

@@ -43,6 +43,7 @@ gpu::StreamHandle NativeHandle(Stream& stream) { return static_cast<CudaStream&>
 MatMulLibrary* LibraryOf(Stream& stream) {
   return static_cast<CudaStream&>(stream).matmul_library();
 }
+CodesRoom& CodesRoomOf(Stream& stream) { return static_cast<CudaStream&>(stream).codes_room(); }
 
 CudaStream::CudaStream(Device* device, int device_index, bool waits_for_copies, cudaStream_t handle,
                        const CublasLt* cublas)

@@ -3,6 +3,7 @@
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include <cstdint>
 #include <cstdio>
@@ -37,6 +38,8 @@ struct Desc {
   cublasOperation_t transpose_a = CUBLAS_OP_N;
   cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
   const void* bias = nullptr;
+  int32_t a_scale_mode = 0, b_scale_mode = 0;
+  const float *a_scales = nullptr, *b_scales = nullptr;
 };
 struct Layout {
   cudaDataType type;
@@ -51,7 +54,7 @@ struct Preference {
 // What the search leaves in the algorithm's opaque words: for what it may be used.
 struct Choice {
   Layout a, b, d;
-  uint32_t alignment_d, bias_alignment;
+  uint32_t alignment_b, alignment_d, bias_alignment;
 };
 
 template <typename T, typename Opaque>
@@ -81,7 +84,15 @@ uint32_t BiasAlignment(const Desc& desc) {
   return static_cast<uint32_t>(bits & (~bits + 1));
 }
 
+bool HasScales(const Desc& desc) {
+  constexpr int32_t kOfRows = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+  return desc.a_scale_mode == kOfRows && desc.b_scale_mode == kOfRows && desc.a_scales != nullptr &&
+         desc.b_scales != nullptr;
+}
+
 double At(cudaDataType type, const void* data, int64_t i) {
+  if (type == CUDA_R_8F_E4M3)
+    return static_cast<double>(static_cast<float>(static_cast<const __nv_fp8_e4m3*>(data)[i]));
   if (type == CUDA_R_16BF) return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]);
   if (type == CUDA_R_16F) return __half2float(static_cast<const __half*>(data)[i]);
   return static_cast<const float*>(data)[i];
@@ -120,6 +131,7 @@ struct Work {
                                           At(b.type, b_data, row * b.stride + k));
           sum += of_part;
         }
+        if (a.type == CUDA_R_8F_E4M3) sum *= desc.a_scales[column] * desc.b_scales[row];
         if (desc.epilogue == CUBLASLT_EPILOGUE_BIAS)
           sum += static_cast<float>(At(d.type, desc.bias, column));
         Store(d.type, d_data, row * d.stride + column, sum);
@@ -167,6 +179,10 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc,
   if (attribute == CUBLASLT_MATMUL_DESC_TRANSA) Set(&to->transpose_a, value, bytes);
   if (attribute == CUBLASLT_MATMUL_DESC_EPILOGUE) Set(&to->epilogue, value, bytes);
   if (attribute == CUBLASLT_MATMUL_DESC_BIAS_POINTER) Set(&to->bias, value, bytes);
+  if (attribute == CUBLASLT_MATMUL_DESC_A_SCALE_MODE) Set(&to->a_scale_mode, value, bytes);
+  if (attribute == CUBLASLT_MATMUL_DESC_B_SCALE_MODE) Set(&to->b_scale_mode, value, bytes);
+  if (attribute == CUBLASLT_MATMUL_DESC_A_SCALE_POINTER) Set(&to->a_scales, value, bytes);
+  if (attribute == CUBLASLT_MATMUL_DESC_B_SCALE_POINTER) Set(&to->b_scales, value, bytes);
   return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType type,
@@ -214,14 +230,26 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
   CHECK(asked.reductions == CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
   CHECK(asked.workspace_bytes > 0);
   CHECK(asked.alignment[2] == asked.alignment[3]);
-  // Those of A and B stay at 256.
-  CHECK(asked.alignment[0] == 256 && asked.alignment[1] == 256);
-  const Choice choice{*reinterpret_cast<Layout*>(a), *reinterpret_cast<Layout*>(b),
-                      *reinterpret_cast<Layout*>(d), asked.alignment[3],
+  // That of A stays at 256.
+  CHECK(asked.alignment[0] == 256);
+  const Choice choice{*reinterpret_cast<Layout*>(a),
+                      *reinterpret_cast<Layout*>(b),
+                      *reinterpret_cast<Layout*>(d),
+                      asked.alignment[1],
+                      asked.alignment[3],
                       BiasAlignment(*reinterpret_cast<Desc*>(desc))};
-  // bf16 and fp16 sum to themselves or to fp32.
   CHECK(choice.a.type == choice.b.type);
-  CHECK(choice.d.type == choice.a.type || choice.d.type == CUDA_R_32F);
+  if (choice.a.type == CUDA_R_8F_E4M3) {
+    // Scales of rows, an alignment of 16 bytes for all, and of the sizes 16.
+    CHECK(HasScales(*reinterpret_cast<Desc*>(desc)));
+    CHECK(choice.alignment_b >= 16);
+    if (choice.a.rows % 16 != 0 || choice.a.columns % 16 != 0 || choice.alignment_d < 16)
+      return CUBLAS_STATUS_NOT_SUPPORTED;
+  } else {
+    // bf16 and fp16 sum to themselves or to fp32.
+    CHECK(choice.alignment_b == 256);
+    CHECK(choice.d.type == choice.a.type || choice.d.type == CUDA_R_32F);
+  }
   Choices().push_back(choice);
   results[0] = {};
   results[0].algo.data[0] = Choices().size();
@@ -257,7 +285,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
   CHECK(algo->data[0] >= 1 && algo->data[0] <= Choices().size());
   const Choice& choice = Choices()[algo->data[0] - 1];
   CHECK(work.a == choice.a && work.b == choice.b && work.d == choice.d);
-  CHECK(Divides(256, a) && Divides(256, b) && Divides(choice.alignment_d, d));
+  CHECK(Divides(256, a) && Divides(choice.alignment_b, b) && Divides(choice.alignment_d, d));
+  CHECK(work.a.type != CUDA_R_8F_E4M3 || HasScales(work.desc));
   CHECK(BiasAlignment(work.desc) >= choice.bias_alignment);
   CHECK((choice.bias_alignment > 0) == (work.desc.epilogue == CUBLASLT_EPILOGUE_BIAS));
   CHECK(workspace != nullptr && Divides(256, workspace) && workspace_bytes > 0);

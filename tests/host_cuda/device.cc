@@ -102,11 +102,13 @@ class HostCudaStream final : public Stream {
   }
   host_cuda::Recording* capturing() const { return capturing_; }
   cuda::MatMulLibrary* matmul_library() const { return library_.get(); }
+  cuda::CodesRoom& codes_room() { return codes_room_; }
 
  private:
   host_cuda::Recording* capturing_ = nullptr;
   const bool hidden_;
   const std::unique_ptr<cuda::MatMulLibrary> library_;  // or null
+  cuda::CodesRoom codes_room_;
 };
 
 class HostCudaDevice final : public Device {
@@ -171,6 +173,7 @@ std::unique_ptr<Device> NewHostCudaDevice(bool hidden) {
 absl::StatusOr<std::unique_ptr<Device>> NewHostCudaDeviceWithCublasLt(const std::string& file) {
   ASSIGN_OR_RETURN(std::unique_ptr<cuda::CublasLt> cublas,
                    cuda::CublasLt::Open(file.empty() ? TRIREME_CUBLAS_LT_DOUBLE : file));
+  cublas->scales_rows = TRIREME_CUBLAS_LT_SCALES_ROWS;
   return std::make_unique<HostCudaDevice>(/*hidden=*/false, std::move(cublas));
 }
 
@@ -191,6 +194,7 @@ gpu::StreamHandle NativeHandle(Stream& stream) {
 MatMulLibrary* LibraryOf(Stream& stream) {
   return static_cast<HostCudaStream&>(stream).matmul_library();
 }
+CodesRoom& CodesRoomOf(Stream& stream) { return static_cast<HostCudaStream&>(stream).codes_room(); }
 }  // namespace cuda
 
 }  // namespace trireme

@@ -9,6 +9,7 @@
 #include <limits>
 #include <vector>
 
+#include "tests/reference/reference.h"
 #include "tests/testing.h"
 
 namespace trireme {
@@ -136,6 +137,78 @@ TEST(QuantizeTest, ARowOfZerosStaysOne) {
 }
 
 // What kernels multiply with is the half-precision number of the code's bits.
+TEST(ActivationsTest, TheScaleIsTheSmallestPowerOfTwo) {
+  EXPECT_EQ(ActivationScale(448.0f), 1.0f);
+  EXPECT_EQ(ActivationScale(std::nextafter(448.0f, kInfinity)), 2.0f);
+  EXPECT_EQ(ActivationScale(0.0f), 0x1p-112f);
+  for (int exponent = -149; exponent < 127; ++exponent) {
+    for (const float mantissa : {1.0f, 1.25f, 1.75f, 1.7500001f, 1.9999999f}) {
+      const float maximum = std::ldexp(mantissa, exponent), scale = ActivationScale(maximum);
+      int power;
+      ASSERT_EQ(std::frexp(scale, &power), 0.5f) << "no power of two";
+      ASSERT_LE(maximum, 448.0 * scale);
+      ASSERT_TRUE(scale == 0x1p-112f || maximum > 224.0 * scale) << maximum;
+    }
+  }
+}
+
+TEST(ActivationsTest, WhatIsNotFiniteOrRoundsToItStaysVisible) {
+  const float largest = std::numeric_limits<float>::max(), rounds_up = 0x1.fp127f;
+  for (const float bad : {kInfinity, -kInfinity, std::nanf(""), largest, -rounds_up}) {
+    std::vector<float> row(40, 1.0f);
+    row[17] = bad;
+    RoundActivations(row.data(), 40);
+    for (const float x : row) ASSERT_TRUE(std::isnan(x)) << bad;
+  }
+  std::vector<float> row(40, 1.0f);
+  row[17] = std::nextafter(rounds_up, 0.0f);
+  RoundActivations(row.data(), 40);
+  EXPECT_EQ(row[17], 0x1.ep127f);
+  EXPECT_EQ(row[0], 0.0f) << "far below";
+}
+
+TEST(ActivationsTest, RowsAreThoseOfTheNaiveTwin) {
+  for (const double magnitude : {1.0, 448.0, 65504.0, 1e38, 1e-20, 1e-31, 1e-37, 0.0}) {
+    for (const int64_t n : {1, 15, 16, 17, 1000}) {
+      std::vector<float> row(n);
+      for (int64_t i = 0; i < n; ++i)
+        row[i] =
+            static_cast<float>(magnitude * std::ldexp(RandomValue(31, static_cast<uint64_t>(i)),
+                                                      -static_cast<int>(i % 23)));
+      const std::vector<double> expected = reference::RoundActivations({row.begin(), row.end()}, n);
+      RoundActivations(row.data(), n);
+      for (int64_t i = 0; i < n; ++i) {
+        ASSERT_EQ(row[i], expected[i]) << magnitude << ", " << i;
+        ASSERT_EQ(ToFloat(FromFloat<BF16>(row[i])), row[i]) << "exact in bf16";
+      }
+    }
+  }
+}
+
+// What tensor parallelism cuts: each piece has a scale of its own.
+TEST(ActivationsTest, PiecesOfARowAreRoundedLikeTheWhole) {
+  constexpr int64_t kN = 512;
+  std::vector<float> whole(kN), pieces(kN);
+  for (int64_t i = 0; i < kN; ++i) {
+    const double piece = i < kN / 2 ? 1.0 : 1.0 / 37.0;
+    whole[i] = static_cast<float>(
+        piece * std::ldexp(RandomValue(32, static_cast<uint64_t>(i)), -static_cast<int>(i % 20)));
+  }
+  pieces = whole;
+  const std::vector<float> exact = whole;
+  const float maximum = RowMaximum(whole.data(), kN);
+  RoundActivations(whole.data(), kN);
+  RoundActivations(pieces.data(), kN / 2);
+  RoundActivations(pieces.data() + kN / 2, kN / 2);
+  for (int64_t i = 0; i < kN; ++i) {
+    if (std::abs(exact[i]) >= maximum * 0x1p-13f) {
+      ASSERT_EQ(pieces[i], whole[i]) << i;
+    } else {
+      ASSERT_NEAR(pieces[i], whole[i], maximum * 0x1p-17f) << i;
+    }
+  }
+}
+
 TEST(QuantizeTest, ShiftedCodesAreHalvesOfA256thPart) {
   for (int code = 0; code < 256; ++code) {
     if (IsNan(code)) continue;

@@ -48,6 +48,23 @@ Doubles MatMul(const Doubles& x, const Doubles& w, const Doubles& bias, int64_t 
   return y;
 }
 
+Doubles RoundActivations(const Doubles& x, int64_t k) {
+  Doubles out;
+  for (size_t row = 0; row < x.size(); row += k) {
+    double scale = std::ldexp(1.0, -112);
+    for (int64_t i = 0; i < k; ++i) {
+      while (std::abs(x[row + i]) > 448.0 * scale) scale *= 2.0;
+    }
+    for (int64_t i = 0; i < k; ++i) {
+      const double q = x[row + i] / scale;
+      const int exponent = q == 0.0 ? -6 : std::max(std::ilogb(q), -6);  // subnormal codes: 2^-6
+      const double step = std::ldexp(1.0, exponent - 3);
+      out.push_back(std::nearbyint(q / step) * step * scale);  // ties to even
+    }
+  }
+  return out;
+}
+
 Doubles SiluAndMul(const Doubles& gate_up, int64_t intermediate) {
   Doubles out;
   for (size_t row = 0; row < gate_up.size(); row += 2 * intermediate) {

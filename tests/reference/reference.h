@@ -22,6 +22,10 @@ Doubles Add(const Doubles& x, const Doubles& delta);
 // x [T, K], w [N, K], bias [N] or empty -> [T, N].
 Doubles MatMul(const Doubles& x, const Doubles& w, const Doubles& bias, int64_t k);
 
+// x [T, K]: each row as e4m3 with the smallest power of two as its scale, of those from 2^-112 on,
+// that leaves nothing above 448. Finite x.
+Doubles RoundActivations(const Doubles& x, int64_t k);
+
 // gate_up [T, 2 I] -> [T, I].
 Doubles SiluAndMul(const Doubles& gate_up, int64_t intermediate);
 
