@@ -193,6 +193,54 @@ TEST_F(MatMulLibraryTest, WhatItDoesNotTakeIsTheOwnKernels) {
   }
 }
 
+// Codes of x and of W, a scale for each row of both; what cuBLASLt has no algorithm for is computed
+// by the own kernels from the same codes.
+TEST_F(MatMulLibraryTest, CodesAreMultipliedWithTheScalesOfTheirRows) {
+  const TestDevice device(DoubleCase()), own(OwnCase());
+  for (const int64_t n : {64, 72}) {
+    for (const LinearUse use : {LinearUse::kMatMul, LinearUse::kMatMulSwiGlu}) {
+      const bool gated = use == LinearUse::kMatMulSwiGlu;
+      const Tensor w = device.Random(DType::kF32, {n, 192}, 1),
+                   x = device.Random(DType::kBF16, {50, 192}, 2),
+                   bias = device.Random(DType::kBF16, {n}, 3),
+                   y = device.Zeros(DType::kBF16, {50, gated ? n / 2 : n}),
+                   expected = own.Zeros(DType::kBF16, y.view().shape);
+      const auto run = gated ? MatMulSwiGlu : MatMul;
+      const auto multiply = [&](const TestDevice& on, const Tensor& out) {
+        auto packed = PackLinear(on.stream(), w.view(), DType::kE4M3, use).value();
+        packed->quantizes_activations = true;
+        // Rows go through in pieces of 30 and 20.
+        ASSERT_TRUE(ReserveMatMul(on.stream(), 30, {packed.get()}).ok());
+        run(on.stream(), x.view(), *packed, bias.view(), out.view());
+        ASSERT_TRUE(on.stream().Synchronize().ok());
+      };
+      const int matmuls = Double().matmuls;
+      multiply(device, y);
+      EXPECT_EQ(Double().matmuls > matmuls, n % 16 == 0) << n;
+      multiply(own, expected);
+      if (n % 16 != 0) {
+        ExpectSameBits(y.view(), expected.view());
+        continue;
+      }
+      const std::vector<double> a = ToDoubles(y.view()), b = ToDoubles(expected.view());
+      for (size_t i = 0; i < a.size(); ++i)
+        ASSERT_NEAR(a[i], b[i], 0x1p-6 * (1.0 + std::abs(b[i]))) << i;
+    }
+  }
+}
+
+TEST_F(MatMulLibraryTest, WeightsOfE4M3AloneAreTheOwnKernels) {
+  const TestDevice device(DoubleCase());
+  const Tensor w = device.Random(DType::kF32, {64, 64}, 1),
+               x = device.Random(DType::kBF16, {20, 64}, 2),
+               y = device.Zeros(DType::kBF16, {20, 64});
+  const auto packed = PackLinear(device.stream(), w.view(), DType::kE4M3).value();
+  EXPECT_EQ(ReserveMatMul(device.stream(), 64, {packed.get()}).value(), 0);
+  const int matmuls = Double().matmuls;
+  MatMul(device.stream(), x.view(), *packed, {}, y.view());
+  EXPECT_EQ(Double().matmuls, matmuls);
+}
+
 TEST_F(MatMulLibraryTest, WithoutRoomOrAnAlgorithmTheOwnKernelsCompute) {
   const TestDevice device(DoubleCase()), own(OwnCase());
   const Tensor w = device.Random(DType::kBF16, {64, 96}, 1),
