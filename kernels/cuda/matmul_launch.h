@@ -13,8 +13,9 @@
 // Activations of e4m3 (matmul_codes.h) lie in the same order, so that a lane's 16 bytes of a row
 // are the A fragments of two mma.m16n8k32 whose B fragments its 16 bytes of W are, as they are.
 //
-// Every element is the sum, from first to last, of its segments: kSegment k's each, one chain of
-// mma. All tensor-core kernels keep to that, so a row's bits do not depend on the batch it is in.
+// Every element is the sum, from zero on and first to last, of its segments: kSegment k's each, one
+// chain of mma. All tensor-core kernels keep to that, so a row's bits do not depend on the batch it
+// is in.
 #pragma once
 
 #include <cstdint>
@@ -79,14 +80,12 @@ __device__ inline void WeightFragment(const uint4& w, int m, uint32_t (&b)[2]) {
   }
 }
 
-// Adds a stretch of e4m3 times e4m3: this lane's bytes of rows lane / 4 and lane / 4 + 8 of x and
-// of column lane / 4.
-__device__ inline void MultiplyStretch(float (&sums)[4], const uint4 (&x)[2], const uint4& w) {
-  const uint32_t a[2][4] = {{x[0].x, x[1].x, x[0].y, x[1].y}, {x[0].z, x[1].z, x[0].w, x[1].w}};
-  const uint32_t b[2][2] = {{w.x, w.y}, {w.z, w.w}};
-  gpu::MmaE4M3(sums, a[0], b[0]);
-  gpu::MmaE4M3(sums, a[1], b[1]);
+// Adds half a stretch of e4m3 times e4m3, one mma: a half of this lane's bytes of rows lane / 4 and
+// lane / 4 + 8 of x, and of column lane / 4.
+__device__ inline void MultiplyCodes(float (&sums)[4], const uint2 (&x)[2], const uint2& w) {
+  gpu::MmaE4M3(sums, {x[0].x, x[1].x, x[0].y, x[1].y}, {w.x, w.y});
 }
+__device__ inline uint2 Load8(const E4M3* p) { return *reinterpret_cast<const uint2*>(p); }
 
 // T is the type of activations, which the bias has; X that of x here: T, or e4m3.
 template <typename T, typename Y, typename W = T, typename X = T>

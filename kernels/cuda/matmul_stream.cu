@@ -87,28 +87,35 @@ __device__ inline void MultiplyChunk(const T* const (&x)[2], const WeightChunk& 
   }
 }
 
-// Of codes: x's fragments lie as W's do.
+// Of codes: x's fragments lie as W's do. A half of a lane's bytes, one mma, at a time: more of them
+// would not fit the registers.
 template <typename W>
 __device__ inline void MultiplyChunk(const E4M3* const (&x)[2], const WeightChunk& chunk, int k,
                                      int k_end, float (&sums)[2][4]) {
+  const int lane_at = gpu::LaneId() % 4 * 16;
 #pragma unroll
   for (int b = 0; b < kBlocks; ++b) {
     const int at = k + b * kStretchOf<W>;
     if (at >= k_end) break;
-    uint4 rows[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      rows[i] = x[i] == nullptr ? uint4{}
-                                : *(reinterpret_cast<const uint4*>(x[i] + at) + gpu::LaneId() % 4);
+    for (int m = 0; m < 2; ++m) {
+      uint2 rows[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        rows[i] = x[i] == nullptr ? uint2{} : Load8(x[i] + at + lane_at + m * 8);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint4& w = chunk.w[i][b];
+        MultiplyCodes(sums[i], rows, m == 0 ? uint2{w.x, w.y} : uint2{w.z, w.w});
+      }
     }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) MultiplyStretch(sums[i], rows, chunk.w[i][b]);
   }
 }
 
 __device__ inline float SumOfSegments(const float* from, int segments) {
-  float sum = from[0];
-  for (int s = 1; s < segments; ++s) sum = __fadd_rn(sum, from[s * 16 * kColumns]);
+  float sum = 0.0f;
+  for (int s = 0; s < segments; ++s) sum = __fadd_rn(sum, from[s * 16 * kColumns]);
   return sum;
 }
 

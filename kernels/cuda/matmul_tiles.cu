@@ -61,8 +61,7 @@ class TileProduct {
       const int ahead = step + Tile::kStages - 1;
       Load(ahead % Tile::kStages, ahead * kStep);
       Multiply(stages_[step % Tile::kStages]);
-      if ((step + 1) * kStep % kSegment == 0 || step + 1 == steps)
-        EndSegment(step * kStep < kSegment);
+      if ((step + 1) * kStep % kSegment == 0 || step + 1 == steps) EndSegment();
     }
     gpu::CpAsyncWait<0>();
     Write();
@@ -108,29 +107,31 @@ class TileProduct {
 
   __device__ void Multiply(const Stage<X, W, Tile>& stage) {
     if constexpr (std::is_same_v<X, E4M3>) {
-      MultiplyCodes(stage);
+      MultiplyStage(stage);
     } else {
       MultiplyElements(stage);
     }
   }
 
-  __device__ void MultiplyCodes(const Stage<X, W, Tile>& stage) {
+  __device__ void MultiplyStage(const Stage<X, W, Tile>& stage) {
     static_assert(Stage<X, W, Tile>::kStretches == 1);
     const int lane = gpu::LaneId();
-    uint4 w[Tile::kColumnTiles];
+    // A half of a lane's bytes, one mma, at a time: expanded for chips that multiply no codes, more
+    // would not fit the registers. Loads of 8 bytes meet in banks, which costs what twice as many
+    // bytes do: 16-bit elements.
+#pragma unroll 1
+    for (int at = lane % 4 * 16; at < lane % 4 * 16 + 16; at += 8) {
+      uint2 w[Tile::kColumnTiles];
 #pragma unroll
-    for (int j = 0; j < Tile::kColumnTiles; ++j)
-      w[j] = gpu::Load16(&stage.w[0][warp_column_ + j * 8 + lane / 4][lane % 4 * 16]);
+      for (int j = 0; j < Tile::kColumnTiles; ++j)
+        w[j] = Load8(&stage.w[0][warp_column_ + j * 8 + lane / 4][at]);
 #pragma unroll
-    for (int i = 0; i < Tile::kRowTiles; ++i) {
-      uint4 x[2];
+      for (int i = 0; i < Tile::kRowTiles; ++i) {
+        const int row = warp_row_ + i * 16 + lane / 4;
+        const uint2 x[2] = {Load8(&stage.x[row][at]), Load8(&stage.x[row + 8][at])};
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = warp_row_ + i * 16 + half * 8 + lane / 4;
-        x[half] = gpu::Load16(&stage.x[row][lane % 4 * 16]);
+        for (int j = 0; j < Tile::kColumnTiles; ++j) MultiplyCodes(segment_[i][j], x, w[j]);
       }
-#pragma unroll
-      for (int j = 0; j < Tile::kColumnTiles; ++j) MultiplyStretch(segment_[i][j], x, w[j]);
     }
   }
 
@@ -166,15 +167,14 @@ class TileProduct {
     }
   }
 
-  __device__ void EndSegment(bool first) {
+  __device__ void EndSegment() {
 #pragma unroll
     for (int i = 0; i < Tile::kRowTiles; ++i) {
 #pragma unroll
       for (int j = 0; j < Tile::kColumnTiles; ++j) {
 #pragma unroll
         for (int part = 0; part < 4; ++part) {
-          float& sum = sums_[i][j][part];
-          sum = first ? segment_[i][j][part] : __fadd_rn(sum, segment_[i][j][part]);
+          sums_[i][j][part] = __fadd_rn(sums_[i][j][part], segment_[i][j][part]);
           segment_[i][j][part] = 0.0f;
         }
       }
@@ -212,7 +212,7 @@ class TileProduct {
   const W* w_;
   int x_rows_, columns_;
   float segment_[Tile::kRowTiles][Tile::kColumnTiles][4] = {};
-  float sums_[Tile::kRowTiles][Tile::kColumnTiles][4];
+  float sums_[Tile::kRowTiles][Tile::kColumnTiles][4] = {};
 };
 
 template <Epilogue kEpilogue, typename T, typename Y, typename W, typename X, typename Tile>
