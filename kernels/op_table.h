@@ -11,15 +11,17 @@ struct MolOpTable;
 
 struct OpTable {
   decltype(&Embedding) embedding;
-  decltype(&RmsNorm) rms_norm;
-  decltype(&AddRmsNorm) add_rms_norm;
+  decltype(&Norm) norm;
+  decltype(&AddNorm) add_norm;
   decltype(&Add) add;
   decltype(&MatMul) matmul;
   decltype(&MatMulSwiGlu) matmul_swiglu;
+  decltype(&MatMulGelu) matmul_gelu;
   decltype(&ReserveMatMul) reserve_matmul;  // null = none needed
   decltype(&RopeAndStoreKv) rope_and_store_kv;
   decltype(&PagedAttention) paged_attention;
   int64_t (*attention_workspace_bytes)(const AttentionLimits& limits);  // null = none needed
+  decltype(&Gelu) gelu;
   decltype(&SiluAndMul) silu_and_mul;
   decltype(&GatherRows) gather_rows;
   decltype(&PenalizeLogits) penalize_logits;

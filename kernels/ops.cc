@@ -26,6 +26,16 @@ void CheckVector(const ConstTensorView& view, int64_t length, DType dtype, const
   CHECK(length <= 1 || view.stride0 == 1) << what << " must be contiguous";
 }
 
+void CheckNorm(const ConstTensorView& x, const char* what, const NormParams& norm,
+               const ConstTensorView& out) {
+  CheckMatrix(x, what);
+  CheckMatrix(out, "out");
+  CheckShape(out, x.shape, x.dtype, "out");
+  CheckVector(norm.weight, x.dim(1), x.dtype, "norm weight");
+  CHECK(!norm.bias || norm.kind == NormKind::kLayer) << "an RMSNorm has no bias";
+  if (norm.bias) CheckVector(norm.bias, x.dim(1), x.dtype, "norm bias");
+}
+
 void CheckKv(const PagedKv& kv, DType dtype) {
   CHECK_EQ(kv.k.shape.rank, 4) << "the k cache must be [pages, page_size, Hkv, D]";
   CHECK_GT(kv.k.elements(), 0) << "the k cache is empty";
@@ -79,28 +89,22 @@ void Embedding(Stream& stream, ConstTensorView token_ids, const LinearWeight& ta
   stream.ops().embedding(stream, token_ids, table, vocab_begin, out);
 }
 
-void RmsNorm(Stream& stream, ConstTensorView x, ConstTensorView weight, float eps, TensorView out) {
-  CheckMatrix(x, "x");
-  CheckMatrix(out, "out");
-  CheckVector(weight, x.dim(1), x.dtype, "norm weight");
-  CheckShape(out, x.shape, x.dtype, "out");
-  stream.ops().rms_norm(stream, x, weight, eps, out);
+void Norm(Stream& stream, ConstTensorView x, const NormParams& norm, TensorView out) {
+  CheckNorm(x, "x", norm, out);
+  stream.ops().norm(stream, x, norm, out);
 }
 
-void CheckAddRmsNorm(ConstTensorView residual, ConstTensorView delta, ConstTensorView weight,
-                     ConstTensorView out) {
-  CheckMatrix(residual, "residual");
+void CheckAddNorm(ConstTensorView residual, ConstTensorView delta, const NormParams& norm,
+                  ConstTensorView out) {
+  CheckNorm(residual, "residual", norm, out);
   CheckMatrix(delta, "delta");
-  CheckMatrix(out, "out");
   CheckShape(delta, residual.shape, residual.dtype, "delta");
-  CheckVector(weight, residual.dim(1), residual.dtype, "norm weight");
-  CheckShape(out, residual.shape, residual.dtype, "out");
 }
 
-void AddRmsNorm(Stream& stream, TensorView residual, ConstTensorView delta, ConstTensorView weight,
-                float eps, TensorView out) {
-  CheckAddRmsNorm(residual, delta, weight, out);
-  stream.ops().add_rms_norm(stream, residual, delta, weight, eps, out);
+void AddNorm(Stream& stream, TensorView residual, ConstTensorView delta, const NormParams& norm,
+             TensorView out) {
+  CheckAddNorm(residual, delta, norm, out);
+  stream.ops().add_norm(stream, residual, delta, norm, out);
 }
 
 void Add(Stream& stream, TensorView x, ConstTensorView delta) {
@@ -178,6 +182,20 @@ int64_t AttentionWorkspaceBytes(const Stream& stream, const AttentionLimits& lim
   return bytes == nullptr ? 0 : bytes(limits);
 }
 
+void MatMulGelu(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
+                TensorView y) {
+  CheckLinear(x, w, bias);
+  CheckUse(w, LinearUse::kMatMul);
+  CheckMatrix(y, "y");
+  CheckShape(y, {x.dim(0), w.n}, x.dtype, "y");
+  stream.ops().matmul_gelu(stream, x, w, bias, y);
+}
+
+void Gelu(Stream& stream, TensorView x) {
+  CheckMatrix(x, "x");
+  stream.ops().gelu(stream, x);
+}
+
 void SiluAndMul(Stream& stream, ConstTensorView gate_up, TensorView out) {
   CheckMatrix(gate_up, "gate_up");
   CheckMatrix(out, "out");
@@ -233,13 +251,17 @@ OpCost EmbeddingCost(int64_t tokens, int64_t hidden, DType act) {
   return Cost(0, 2.0 * tokens * hidden * Bytes(act) + 4.0 * tokens);
 }
 
-OpCost RmsNormCost(int64_t tokens, int64_t hidden, DType act) {
-  return Cost(4.0 * tokens * hidden, (2.0 * tokens + 1.0) * hidden * Bytes(act));
+OpCost NormCost(NormKind kind, int64_t tokens, int64_t hidden, DType act) {
+  // Square, sum, scale by the root and by the weight; centred besides: sum, subtract, add the bias.
+  const bool layer = kind == NormKind::kLayer;
+  return Cost((layer ? 7.0 : 4.0) * tokens * hidden,
+              (2.0 * tokens + (layer ? 2.0 : 1.0)) * hidden * Bytes(act));
 }
 
-OpCost AddRmsNormCost(int64_t tokens, int64_t hidden, DType act) {
+OpCost AddNormCost(NormKind kind, int64_t tokens, int64_t hidden, DType act) {
   // residual is read and written, delta read, out written; the norm does not read the sum again.
-  return Cost(5.0 * tokens * hidden, (4.0 * tokens + 1.0) * hidden * Bytes(act));
+  const OpCost norm = NormCost(kind, tokens, hidden, act);
+  return Cost(norm.flops + 1.0 * tokens * hidden, norm.bytes + 2.0 * tokens * hidden * Bytes(act));
 }
 
 OpCost AddCost(int64_t tokens, int64_t hidden, DType act) {
@@ -257,6 +279,16 @@ OpCost MatMulSwiGluCost(int64_t tokens, int64_t intermediate, int64_t k, DType a
   return Cost(
       2.0 * tokens * products + 5.0 * tokens * intermediate,
       WeightBytes(2 * intermediate, k, weight) + 1.0 * tokens * (intermediate + k) * Bytes(act));
+}
+
+OpCost MatMulGeluCost(int64_t tokens, int64_t n, int64_t k, DType act, DType weight) {
+  const OpCost product = MatMulCost(tokens, n, k, act, weight);
+  return Cost(product.flops + GeluCost(tokens, n, act).flops, product.bytes);
+}
+
+OpCost GeluCost(int64_t tokens, int64_t n, DType act) {
+  // The cubic is 5, exponential, sum and quotient 3.
+  return Cost(8.0 * tokens * n, 2.0 * tokens * n * Bytes(act));
 }
 
 OpCost SiluAndMulCost(int64_t tokens, int64_t intermediate, DType act) {

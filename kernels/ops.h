@@ -18,6 +18,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/device.h"
+#include "kernels/norm.h"
 #include "kernels/tensor.h"
 
 namespace trireme {
@@ -30,7 +31,7 @@ struct OpCost {
 
 // The op that a packed weight is for.
 enum class LinearUse : uint8_t {
-  kMatMul,        // MatMul or Embedding
+  kMatMul,        // MatMul, MatMulGelu or Embedding
   kMatMulSwiGlu,  // MatMulSwiGlu: N is 2 I, the gate's rows, then up's
 };
 
@@ -95,17 +96,17 @@ struct RopeParams {
 void Embedding(Stream& stream, ConstTensorView token_ids, const LinearWeight& table,
                int64_t vocab_begin, TensorView out);
 
-// x [T, H], weight [H], out [T, H]: x / sqrt(mean(x^2) + eps) * weight. out may be x. Rows may be
-// strided.
-void RmsNorm(Stream& stream, ConstTensorView x, ConstTensorView weight, float eps, TensorView out);
+// out = the norm of each row of x. x, out [T, H]; out may be x. Rows may be strided. Of kLayer the
+// mean is taken first, and the squares of what is left by it: nothing cancels.
+void Norm(Stream& stream, ConstTensorView x, const NormParams& norm, TensorView out);
 
-// residual [T, H] += delta [T, H]; out = RmsNorm(residual). One pass instead of two. The norm uses
+// residual [T, H] += delta [T, H]; out = Norm(residual). One pass instead of two. The norm uses
 // the rounded sum.
-void AddRmsNorm(Stream& stream, TensorView residual, ConstTensorView delta, ConstTensorView weight,
-                float eps, TensorView out);
+void AddNorm(Stream& stream, TensorView residual, ConstTensorView delta, const NormParams& norm,
+             TensorView out);
 // What it asks of its tensors: for a communicator that fuses it with a sum over ranks.
-void CheckAddRmsNorm(ConstTensorView residual, ConstTensorView delta, ConstTensorView weight,
-                     ConstTensorView out);
+void CheckAddNorm(ConstTensorView residual, ConstTensorView delta, const NormParams& norm,
+                  ConstTensorView out);
 
 // x [T, H] += delta [T, H].
 void Add(Stream& stream, TensorView x, ConstTensorView delta);
@@ -120,7 +121,12 @@ void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTenso
 void MatMulSwiGlu(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
                   TensorView y);
 
-// Makes room on the stream for MatMul and MatMulSwiGlu of up to `rows` rows with these weights, and
+// y = Gelu(MatMul(x, w, bias)) in one pass, y act. The product is rounded to act before the GELU,
+// as MatMul would have stored it, so that the bits are those of the two ops on every backend.
+void MatMulGelu(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
+                TensorView y);
+
+// Makes room on the stream for matmuls of up to `rows` rows with these weights, and
 // gives the bytes that the stream then holds for it until its end; 0 where nothing is needed. GPUs
 // need it for the codes of activations: more rows go through in pieces, and without any it is our
 // fault. Where the device was opened with DeviceOptions.cublas_lt cuBLASLt does as well; what there
@@ -148,6 +154,10 @@ void PagedAttention(Stream& stream, ConstTensorView q, const PagedKv& kv, ConstT
 // Bytes for AttentionShape.workspace; 0 on a device that needs none.
 int64_t AttentionWorkspaceBytes(const Stream& stream, const AttentionLimits& limits);
 
+// x [T, I] = x * Phi(x), Phi approximated by the logistic function of 2 sqrt(2 / pi)
+// (x + 0.044715 x^3): GELU in what others call its tanh form (Hendrycks and Gimpel 2016).
+void Gelu(Stream& stream, TensorView x);
+
 // gate_up [T, 2 I] (gate columns, then up columns), out [T, I] = silu(gate) * up.
 void SiluAndMul(Stream& stream, ConstTensorView gate_up, TensorView out);
 
@@ -173,11 +183,13 @@ absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinear(Stream& stream, ConstTe
                                                          LinearUse use = LinearUse::kMatMul);
 
 OpCost EmbeddingCost(int64_t tokens, int64_t hidden, DType act);
-OpCost RmsNormCost(int64_t tokens, int64_t hidden, DType act);
-OpCost AddRmsNormCost(int64_t tokens, int64_t hidden, DType act);
+OpCost NormCost(NormKind kind, int64_t tokens, int64_t hidden, DType act);
+OpCost AddNormCost(NormKind kind, int64_t tokens, int64_t hidden, DType act);
 OpCost AddCost(int64_t tokens, int64_t hidden, DType act);
 OpCost MatMulCost(int64_t tokens, int64_t n, int64_t k, DType act, DType weight);
 OpCost MatMulSwiGluCost(int64_t tokens, int64_t intermediate, int64_t k, DType act, DType weight);
+OpCost MatMulGeluCost(int64_t tokens, int64_t n, int64_t k, DType act, DType weight);
+OpCost GeluCost(int64_t tokens, int64_t n, DType act);
 OpCost SiluAndMulCost(int64_t tokens, int64_t intermediate, DType act);
 OpCost RopeAndStoreKvCost(int64_t tokens, int64_t q_heads, int64_t kv_heads, int64_t head_dim,
                           DType act);

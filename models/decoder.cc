@@ -13,16 +13,17 @@ void Decoder::Forward(Stream& stream, const Batch& batch, const KvCache& kv, Ten
   arena_.Reset();
   const TensorView normed = arena_.Allocate(dtype_, hidden.shape);
   const TensorView delta = arena_.Allocate(dtype_, hidden.shape);
-  RmsNorm(stream, hidden, layers_[0].input_norm.view(), eps, normed);
+  Norm(stream, hidden, {.weight = layers_[0].input_norm.view(), .eps = eps}, normed);
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
     Attention(stream, batch, layer, kv.Layer(static_cast<int64_t>(i), batch.page_tables), normed,
               delta);
-    tp.AllReduceAddRmsNorm(stream, delta, hidden, layer.post_norm.view(), eps, normed);
+    tp.AllReduceAddNorm(stream, delta, hidden, {.weight = layer.post_norm.view(), .eps = eps},
+                        normed);
     Mlp(stream, layer, normed, delta);
     if (i + 1 < layers_.size()) {
       const TensorView next_norm = layers_[i + 1].input_norm.view();
-      tp.AllReduceAddRmsNorm(stream, delta, hidden, next_norm, eps, normed);
+      tp.AllReduceAddNorm(stream, delta, hidden, {.weight = next_norm, .eps = eps}, normed);
     } else {
       tp.AllReduceSum(stream, delta);
       Add(stream, hidden, delta);
@@ -65,7 +66,8 @@ ConstTensorView Decoder::NormedRows(Stream& stream, const Batch& batch, ConstTen
   arena_.Reset();
   const TensorView rows = arena_.Allocate(dtype_, {batch.logit_count(), config_.hidden_size});
   GatherRows(stream, hidden, batch.logit_rows, rows);
-  RmsNorm(stream, rows, final_norm_.view(), static_cast<float>(config_.rms_norm_eps), rows);
+  const auto eps = static_cast<float>(config_.rms_norm_eps);
+  Norm(stream, rows, {.weight = final_norm_.view(), .eps = eps}, rows);
   return rows;
 }
 

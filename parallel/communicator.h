@@ -30,18 +30,18 @@ class Communicator {
     Recorded({CommOp::kAllReduce, group_index_, data.bytes()},
              [&] { DoAllReduceSum(stream, data); });
   }
-  // residual += the sum over ranks of data, out = RmsNorm(residual): shapes as in AddRmsNorm
-  // (kernels/ops.h), with data for its delta. The bits are those of AllReduceSum and AddRmsNorm.
+  // residual += the sum over ranks of data, out = Norm(residual): shapes as in AddNorm
+  // (kernels/ops.h), with data for its delta. The bits are those of AllReduceSum and AddNorm.
   // What is left in data is of no use.
-  void AllReduceAddRmsNorm(Stream& stream, TensorView data, TensorView residual,
-                           ConstTensorView weight, float eps, TensorView out) {
+  void AllReduceAddNorm(Stream& stream, TensorView data, TensorView residual,
+                        const NormParams& norm, TensorView out) {
     if (!FusesNorm(data)) {
       AllReduceSum(stream, data);
-      return AddRmsNorm(stream, residual, data, weight, eps, out);
+      return AddNorm(stream, residual, data, norm, out);
     }
-    CheckAddRmsNorm(residual, data, weight, out);
+    CheckAddNorm(residual, data, norm, out);
     Recorded({CommOp::kAllReduce, group_index_, data.bytes()},
-             [&] { DoAllReduceAddRmsNorm(stream, data, residual, weight, eps, out); });
+             [&] { DoAllReduceAddNorm(stream, data, residual, norm, out); });
   }
   // Whether that is one kernel here, for such a sum.
   virtual bool FusesNorm(ConstTensorView /*data*/) const { return false; }
@@ -106,8 +106,7 @@ class Communicator {
  protected:
   virtual void DoAllReduceSum(Stream& stream, TensorView data) = 0;
   // Where FusesNorm says so.
-  virtual void DoAllReduceAddRmsNorm(Stream&, TensorView, TensorView, ConstTensorView, float,
-                                     TensorView) {
+  virtual void DoAllReduceAddNorm(Stream&, TensorView, TensorView, const NormParams&, TensorView) {
     Fatal(__FILE__, __LINE__, "no norm is fused with sums here");
   }
   virtual void DoAllGather(Stream& stream, ConstTensorView in, TensorView out) = 0;

@@ -25,10 +25,10 @@ class TimedCommunicator : public Communicator {
   void DoAllReduceSum(Stream& stream, TensorView data) override {
     Time("all-reduce", [&] { inner_->AllReduceSum(stream, data); });
   }
-  void DoAllReduceAddRmsNorm(Stream& stream, TensorView data, TensorView residual,
-                             ConstTensorView weight, float eps, TensorView out) override {
+  void DoAllReduceAddNorm(Stream& stream, TensorView data, TensorView residual,
+                          const NormParams& norm, TensorView out) override {
     Time("all-reduce and norm",
-         [&] { inner_->AllReduceAddRmsNorm(stream, data, residual, weight, eps, out); });
+         [&] { inner_->AllReduceAddNorm(stream, data, residual, norm, out); });
   }
   void DoAllGather(Stream& stream, ConstTensorView in, TensorView out) override {
     Time("all-gather", [&] { inner_->AllGather(stream, in, out); });

@@ -1,25 +1,67 @@
 // Norms, sums, SiLU and rotary embedding over rows. Part of isa_kernels-inl.h.
 namespace trireme::cpu::TRIREME_ISA {
 
-template <typename T>
-TRIREME_INLINE float InverseRms(const T* x, int64_t n, float eps) {
+// The sum of f(i) over vectors of lanes from 0 on: f gives zeros beyond n.
+template <typename F>
+TRIREME_INLINE float SumOver(int64_t n, F&& f) {
   F32 even = {}, odd = {};
   for (int64_t i = 0; i < n; i += 2 * kLanes) {
-    const F32 a = Load(x + i, n - i);
-    even = MulAdd(a, a, even);
-    if (i + kLanes < n) {
-      const F32 b = Load(x + i + kLanes, n - i - kLanes);
-      odd = MulAdd(b, b, odd);
-    }
+    even = f(i, even);
+    if (i + kLanes < n) odd = f(i + kLanes, odd);
   }
-  return 1.0f / __builtin_sqrtf(Sum(even + odd) / static_cast<float>(n) + eps);
+  return Sum(even + odd);
 }
 
 template <typename T>
-TRIREME_INLINE void NormRow(const T* x, const T* weight, int64_t n, float eps, T* out) {
+TRIREME_INLINE float InverseRms(const T* x, int64_t n, float eps) {
+  const float squares = SumOver(n, [&](int64_t i, F32 sum) TRIREME_INLINE_LAMBDA {
+    const F32 a = Load(x + i, n - i);
+    return MulAdd(a, a, sum);
+  });
+  return 1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + eps);
+}
+
+// The first n lanes of x less the mean; the others are zero.
+template <typename T>
+TRIREME_INLINE F32 Deviation(const T* x, F32 mean, int64_t n) {
+  const F32 d = Load(x, n) - mean;
+  return n >= kLanes ? d : Select(Lanes() < Splat(static_cast<float>(n)), d, F32{});
+}
+
+template <typename T>
+TRIREME_INLINE void RmsNormRow(const T* x, const T* weight, int64_t n, float eps, T* out) {
   const F32 scale = Splat(InverseRms(x, n, eps));
   for (int64_t i = 0; i < n; i += kLanes) {
     Store(out + i, Load(x + i, n - i) * scale * Load(weight + i, n - i), n - i);
+  }
+}
+
+// bias may be null.
+template <typename T>
+TRIREME_INLINE void LayerNormRow(const T* x, const T* weight, const T* bias, int64_t n, float eps,
+                                 T* out) {
+  const float sum = SumOver(
+      n, [&](int64_t i, F32 part) TRIREME_INLINE_LAMBDA { return part + Load(x + i, n - i); });
+  const F32 mean = Splat(sum / static_cast<float>(n));
+  const float squares = SumOver(n, [&](int64_t i, F32 part) TRIREME_INLINE_LAMBDA {
+    const F32 d = Deviation(x + i, mean, n - i);
+    return MulAdd(d, d, part);
+  });
+  const F32 scale = Splat(1.0f / __builtin_sqrtf(squares / static_cast<float>(n) + eps));
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const F32 shift = bias != nullptr ? Load(bias + i, n - i) : F32{};
+    const F32 unit = (Load(x + i, n - i) - mean) * scale;
+    Store(out + i, MulAdd(unit, Load(weight + i, n - i), shift), n - i);
+  }
+}
+
+template <typename T>
+TRIREME_INLINE void NormRow(const T* x, const NormParams& norm, int64_t n, T* out) {
+  const T* weight = static_cast<const T*>(norm.weight.data);
+  if (norm.kind == NormKind::kRms) {
+    RmsNormRow(x, weight, n, norm.eps, out);
+  } else {
+    LayerNormRow(x, weight, static_cast<const T*>(norm.bias.data), n, norm.eps, out);
   }
 }
 
@@ -30,25 +72,23 @@ TRIREME_INLINE void AddRow(T* x, const T* delta, int64_t n) {
   }
 }
 
-inline void RmsNormRows(ConstTensorView x, ConstTensorView weight, float eps, TensorView out,
-                        int64_t begin, int64_t end) {
+inline void NormRows(ConstTensorView x, const NormParams& norm, TensorView out, int64_t begin,
+                     int64_t end) {
   DispatchFloat(x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    for (int64_t t = begin; t < end; ++t) {
-      NormRow(Row<T>(x, t), Row<T>(weight, 0), x.shape.dims[1], eps, Row<T>(out, t));
-    }
+    for (int64_t t = begin; t < end; ++t)
+      NormRow(Row<T>(x, t), norm, x.shape.dims[1], Row<T>(out, t));
   });
 }
 
-inline void AddRmsNormRows(TensorView residual, ConstTensorView delta, ConstTensorView weight,
-                           float eps, TensorView out, int64_t begin, int64_t end) {
+inline void AddNormRows(TensorView residual, ConstTensorView delta, const NormParams& norm,
+                        TensorView out, int64_t begin, int64_t end) {
   const int64_t n = residual.shape.dims[1];
   DispatchFloat(residual.dtype, [&](auto zero) {
     using T = decltype(zero);
     for (int64_t t = begin; t < end; ++t) {
       AddRow(Row<T>(residual, t), Row<T>(delta, t), n);
-      NormRow(static_cast<const T*>(Row<T>(residual, t)), Row<T>(weight, 0), n, eps,
-              Row<T>(out, t));
+      NormRow(static_cast<const T*>(Row<T>(residual, t)), norm, n, Row<T>(out, t));
     }
   });
 }
@@ -57,6 +97,24 @@ inline void AddRows(TensorView x, ConstTensorView delta, int64_t begin, int64_t 
   DispatchFloat(x.dtype, [&](auto zero) {
     using T = decltype(zero);
     for (int64_t t = begin; t < end; ++t) AddRow(Row<T>(x, t), Row<T>(delta, t), x.shape.dims[1]);
+  });
+}
+
+inline void GeluRows(TensorView x, int64_t begin, int64_t end) {
+  constexpr float kScale = -1.5957691216057308f, kCubic = 0.044715f;  // -2 sqrt(2 / pi)
+  const int64_t n = x.shape.dims[1];
+  DispatchFloat(x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    for (int64_t t = begin; t < end; ++t) {
+      T* row = Row<T>(x, t);
+      for (int64_t i = 0; i < n; i += kLanes) {
+        const F32 a = Load(row + i, n - i);
+        const F32 power = Exp(MulAdd(a * a * a, Splat(kCubic), a) * kScale);
+        // Exp has an upper bound, which x below it would show.
+        const F32 divisor = Select(a < Splat(-16.0f), Splat(__builtin_inff()), power + 1.0f);
+        Store(row + i, a / divisor, n - i);
+      }
+    }
   });
 }
 

@@ -20,16 +20,16 @@ void GatherRows(Stream& stream, ConstTensorView x, ConstTensorView indices, Tens
   });
 }
 
-void RmsNorm(Stream& stream, ConstTensorView x, ConstTensorView weight, float eps, TensorView out) {
+void Norm(Stream& stream, ConstTensorView x, const NormParams& norm, TensorView out) {
   PoolOf(stream).ParallelFor(x.dim(0), RowGrain(x.dim(1)), [&](int64_t begin, int64_t end) {
-    BestIsa().rms_norm(x, weight, eps, out, begin, end);
+    BestIsa().norm(x, norm, out, begin, end);
   });
 }
 
-void AddRmsNorm(Stream& stream, TensorView residual, ConstTensorView delta, ConstTensorView weight,
-                float eps, TensorView out) {
+void AddNorm(Stream& stream, TensorView residual, ConstTensorView delta, const NormParams& norm,
+             TensorView out) {
   PoolOf(stream).ParallelFor(out.dim(0), RowGrain(out.dim(1)), [&](int64_t begin, int64_t end) {
-    BestIsa().add_rms_norm(residual, delta, weight, eps, out, begin, end);
+    BestIsa().add_norm(residual, delta, norm, out, begin, end);
   });
 }
 
@@ -37,6 +37,11 @@ void Add(Stream& stream, TensorView x, ConstTensorView delta) {
   PoolOf(stream).ParallelFor(x.dim(0), RowGrain(x.dim(1)), [&](int64_t begin, int64_t end) {
     BestIsa().add(x, delta, begin, end);
   });
+}
+
+void Gelu(Stream& stream, TensorView x) {
+  PoolOf(stream).ParallelFor(x.dim(0), RowGrain(x.dim(1)),
+                             [&](int64_t begin, int64_t end) { BestIsa().gelu(x, begin, end); });
 }
 
 void SiluAndMul(Stream& stream, ConstTensorView gate_up, TensorView out) {

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "kernels/cpu/mol_block.h"
+#include "kernels/norm.h"
 #include "kernels/tensor.h"
 
 namespace trireme::cpu {
@@ -73,11 +74,12 @@ struct RopeRows {
 struct IsaKernels {
   const char* name;
   bool native_bf16;  // matmul_panel wants bf16 activations with bf16 weights
-  void (*rms_norm)(ConstTensorView x, ConstTensorView weight, float eps, TensorView out,
-                   int64_t begin, int64_t end);
-  void (*add_rms_norm)(TensorView residual, ConstTensorView delta, ConstTensorView weight,
-                       float eps, TensorView out, int64_t begin, int64_t end);
+  void (*norm)(ConstTensorView x, const NormParams& norm, TensorView out, int64_t begin,
+               int64_t end);
+  void (*add_norm)(TensorView residual, ConstTensorView delta, const NormParams& norm,
+                   TensorView out, int64_t begin, int64_t end);
   void (*add)(TensorView x, ConstTensorView delta, int64_t begin, int64_t end);
+  void (*gelu)(TensorView x, int64_t begin, int64_t end);
   void (*silu_and_mul)(ConstTensorView gate_up, TensorView out, int64_t begin, int64_t end);
   void (*rope_and_store_kv)(const RopeRows& rope, int64_t begin, int64_t end);
   void (*to_float)(ConstTensorView x, float* out, int64_t begin,

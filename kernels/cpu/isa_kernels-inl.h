@@ -20,9 +20,10 @@ const IsaKernels& TRIREME_ISA_FACTORY() {
   static constexpr IsaKernels kKernels = {
       .name = TRIREME_STRING(TRIREME_ISA),
       .native_bf16 = isa::kNativeBf16,
-      .rms_norm = isa::RmsNormRows,
-      .add_rms_norm = isa::AddRmsNormRows,
+      .norm = isa::NormRows,
+      .add_norm = isa::AddNormRows,
       .add = isa::AddRows,
+      .gelu = isa::GeluRows,
       .silu_and_mul = isa::SiluAndMulRows,
       .rope_and_store_kv = isa::RopeAndStoreKvRows,
       .to_float = isa::ToFloatRows,

@@ -236,8 +236,10 @@ void Embedding(Stream& stream, ConstTensorView token_ids, const LinearWeight& ta
   });
 }
 
-void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
-            TensorView y) {
+namespace {
+
+void MatMulThen(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
+                TensorView y, bool gelu) {
   ForEachPanel(stream, x, static_cast<const PackedLinear&>(w),
                [&](MatMulPanel& panel, int64_t p, int64_t row) {
                  const int64_t column = p * kPanelColumns;
@@ -246,7 +248,20 @@ void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTenso
                  const int64_t floats = MatMulScratchFloats(panel.rows, w.dtype);
                  BestIsa().matmul_panel(panel,
                                         static_cast<float*>(Scratch(sizeof(float) * floats)));
+                 if (gelu) BestIsa().gelu(panel.y, 0, panel.rows);
                });
+}
+
+}  // namespace
+
+void MatMul(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
+            TensorView y) {
+  MatMulThen(stream, x, w, bias, y, /*gelu=*/false);
+}
+
+void MatMulGelu(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
+                TensorView y) {
+  MatMulThen(stream, x, w, bias, y, /*gelu=*/true);
 }
 
 void MatMulSwiGlu(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,

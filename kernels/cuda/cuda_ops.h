@@ -17,10 +17,11 @@ gpu::StreamHandle NativeHandle(Stream& stream);
 
 void Embedding(Stream&, ConstTensorView token_ids, const LinearWeight& table, int64_t vocab_begin,
                TensorView out);
-void RmsNorm(Stream&, ConstTensorView x, ConstTensorView weight, float eps, TensorView out);
-void AddRmsNorm(Stream&, TensorView residual, ConstTensorView delta, ConstTensorView weight,
-                float eps, TensorView out);
+void Norm(Stream&, ConstTensorView x, const NormParams& norm, TensorView out);
+void AddNorm(Stream&, TensorView residual, ConstTensorView delta, const NormParams& norm,
+             TensorView out);
 void Add(Stream&, TensorView x, ConstTensorView delta);
+void Gelu(Stream&, TensorView x);
 void SiluAndMul(Stream&, ConstTensorView gate_up, TensorView out);
 void GatherRows(Stream&, ConstTensorView x, ConstTensorView indices, TensorView out);
 void RopeAndStoreKv(Stream&, TensorView qkv, ConstTensorView positions,
@@ -32,6 +33,8 @@ int64_t AttentionWorkspaceBytes(const AttentionLimits& limits);
 void MatMul(Stream&, ConstTensorView x, const LinearWeight& w, ConstTensorView bias, TensorView y);
 void MatMulSwiGlu(Stream&, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
                   TensorView y);
+void MatMulGelu(Stream&, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
+                TensorView y);
 void PenalizeLogits(Stream&, TensorView logits, ConstTensorView count, ConstTensorView places,
                     ConstTensorView amounts, TensorView before);
 void SummarizeLogits(Stream&, ConstTensorView logits, ConstTensorView inverse_temperature,

@@ -1,5 +1,5 @@
-// Row-wise ops: norms, sums, SwiGLU's product, look-ups. Each is bound by memory: a block a row,
-// 16 bytes a thread and load.
+// Row-wise ops: norms, sums, GELU, SwiGLU's product, look-ups. Each is bound by memory: a block a
+// row, 16 bytes a thread and load.
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/matmul_launch.h"
 #include "kernels/cuda/norm_row.cuh"
@@ -8,15 +8,15 @@
 namespace trireme::cuda {
 namespace {
 
-// residual += delta where kAdd; out = residual / rms * weight.
-template <typename T, int V, bool kAdd>
+// x += delta where kAdd; out = the norm of x.
+template <typename T, int V, NormKind kKind, bool kAdd>
 __global__ void NormRows(T* x, int64_t x_stride, const T* delta, int64_t delta_stride,
-                         const T* weight, float eps, T* out, int64_t out_stride, int h) {
+                         NormWeights<T> norm, T* out, int64_t out_stride, int h) {
   gpu::WaitForPrevious();
   delta += blockIdx.x * delta_stride;
-  NormRow<T, V, kAdd>(
+  NormRow<T, V, kKind, kAdd>(
       x + blockIdx.x * x_stride, [delta](int i, float(&b)[V]) { LoadFloats<V>(delta + i, b); },
-      weight, eps, out + blockIdx.x * out_stride, h);
+      norm, out + blockIdx.x * out_stride, h);
 }
 
 template <typename T, int V>
@@ -29,6 +29,19 @@ __global__ void AddRows(T* x, int64_t x_stride, const T* delta, int64_t delta_st
 #pragma unroll
     for (int v = 0; v < V; ++v) a[v] += b[v];
     StoreRounded<V>(x + blockIdx.x * x_stride + i, a);
+  }
+}
+
+template <typename T, int V>
+__global__ void GeluRows(T* x, int64_t stride, int n) {
+  gpu::WaitForPrevious();
+  x += blockIdx.x * stride;
+  float a[V];
+  for (int i = threadIdx.x * V; i < n; i += blockDim.x * V) {
+    LoadFloats<V>(x + i, a);
+#pragma unroll
+    for (int v = 0; v < V; ++v) a[v] = GeluOf(a[v]);
+    StoreRounded<V>(x + i, a);
   }
 }
 
@@ -79,20 +92,21 @@ __global__ void CopyPermutedRows(const int32_t* ids, int64_t first, const T* tab
 
 template <bool kAdd>
 void LaunchNorm(Stream& stream, void* x, const ConstTensorView& shape, ConstTensorView delta,
-                ConstTensorView weight, float eps, TensorView out) {
+                const NormParams& norm, TensorView out) {
   if (out.dim(0) == 0) return;
-  const bool vector = Vectorizable(shape) && Vectorizable(weight) && Vectorizable(out) &&
+  const bool vector = Vectorizable(shape) && Vectorizable(norm) && Vectorizable(out) &&
                       (!kAdd || Vectorizable(delta));
   DispatchFloat(out.dtype, [&](auto zero) {
     using T = decltype(zero);
     DispatchVector<T>(vector, [&](auto v) {
-      const int64_t h = out.dim(1);
-      gpu::LaunchDependent({dim3(static_cast<unsigned>(out.dim(0))), dim3(RowThreads(h, v)), 0,
-                            NativeHandle(stream)},
-                           NormRows<T, v(), kAdd>, static_cast<T*>(x), shape.stride0,
-                           static_cast<const T*>(delta.data), delta.stride0,
-                           static_cast<const T*>(weight.data), eps, static_cast<T*>(out.data),
-                           out.stride0, static_cast<int>(h));
+      DispatchNorm(norm.kind, [&](auto kind) {
+        const int64_t h = out.dim(1);
+        gpu::LaunchDependent({dim3(static_cast<unsigned>(out.dim(0))), dim3(RowThreads(h, v)), 0,
+                              NativeHandle(stream)},
+                             NormRows<T, v(), kind(), kAdd>, static_cast<T*>(x), shape.stride0,
+                             static_cast<const T*>(delta.data), delta.stride0, WeightsOf<T>(norm),
+                             static_cast<T*>(out.data), out.stride0, static_cast<int>(h));
+      });
     });
   });
 }
@@ -136,13 +150,13 @@ void GatherRows(Stream& stream, ConstTensorView x, ConstTensorView indices, Tens
   LaunchCopy(stream, indices, 0, x, out);
 }
 
-void RmsNorm(Stream& stream, ConstTensorView x, ConstTensorView weight, float eps, TensorView out) {
-  LaunchNorm<false>(stream, const_cast<void*>(x.data), x, x, weight, eps, out);
+void Norm(Stream& stream, ConstTensorView x, const NormParams& norm, TensorView out) {
+  LaunchNorm<false>(stream, const_cast<void*>(x.data), x, x, norm, out);
 }
 
-void AddRmsNorm(Stream& stream, TensorView residual, ConstTensorView delta, ConstTensorView weight,
-                float eps, TensorView out) {
-  LaunchNorm<true>(stream, residual.data, residual, delta, weight, eps, out);
+void AddNorm(Stream& stream, TensorView residual, ConstTensorView delta, const NormParams& norm,
+             TensorView out) {
+  LaunchNorm<true>(stream, residual.data, residual, delta, norm, out);
 }
 
 void Add(Stream& stream, TensorView x, ConstTensorView delta) {
@@ -154,6 +168,19 @@ void Add(Stream& stream, TensorView x, ConstTensorView delta) {
                             NativeHandle(stream)},
                            AddRows<T, v()>, static_cast<T*>(x.data), x.stride0,
                            static_cast<const T*>(delta.data), delta.stride0,
+                           static_cast<int>(x.dim(1)));
+    });
+  });
+}
+
+void Gelu(Stream& stream, TensorView x) {
+  if (x.dim(0) == 0) return;
+  DispatchFloat(x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    DispatchVector<T>(Vectorizable(x), [&](auto v) {
+      gpu::LaunchDependent({dim3(static_cast<unsigned>(x.dim(0))), dim3(RowThreads(x.dim(1), v)), 0,
+                            NativeHandle(stream)},
+                           GeluRows<T, v()>, static_cast<T*>(x.data), x.stride0,
                            static_cast<int>(x.dim(1)));
     });
   });

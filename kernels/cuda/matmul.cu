@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(256) MatMulPlain(MatMulArguments<T, Y, W, X> a
       if constexpr (kEpilogue == Epilogue::kSwiGlu) {
         FinishSwiGlu(a, row, column, sums[i][j], sums[i][j + 2]);
       } else {
-        Finish(a, row, column, sums[i][j]);
+        Finish<kEpilogue>(a, row, column, sums[i][j]);
       }
     }
   }
@@ -101,7 +101,10 @@ void LaunchMatMulRows(Stream& stream, ConstTensorView x, const Codes& codes, con
   const gpu::StreamHandle handle = NativeHandle(stream);
   MatMulDesc desc = DescOf(stream, x, w, bias, y);
   if (SelectMatMul(desc) == MatMulKernel::kLibrary) {
-    if (LibraryOf(stream)->MatMul(stream, x, codes, w, bias, y)) return;
+    if (LibraryOf(stream)->MatMul(stream, x, codes, w, bias, y)) {
+      if constexpr (kEpilogue == Epilogue::kGelu) cuda::Gelu(stream, y);
+      return;
+    }
     desc.cublas_lt = false;  // it has no algorithm for this one
   }
   const MatMulKernel kernel = SelectMatMul(desc);
@@ -242,6 +245,16 @@ void MatMulSwiGlu(Stream& stream, ConstTensorView x, const LinearWeight& w, Cons
     if (w.dtype == DType::kE4M3)
       return LaunchMatMul<Epilogue::kSwiGlu, T, T, E4M3>(stream, x, w, bias, y);
     LaunchMatMul<Epilogue::kSwiGlu, T, T>(stream, x, w, bias, y);
+  });
+}
+
+void MatMulGelu(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstTensorView bias,
+                TensorView y) {
+  DispatchFloat(x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    if (w.dtype == DType::kE4M3)
+      return LaunchMatMul<Epilogue::kGelu, T, T, E4M3>(stream, x, w, bias, y);
+    LaunchMatMul<Epilogue::kGelu, T, T>(stream, x, w, bias, y);
   });
 }
 

@@ -100,13 +100,13 @@ struct MatMulArguments {
   const float* x_scales = nullptr;  // [rows] of e4m3: a 256th of the row's
 };
 
-// What becomes of the sums: y itself, or SwiGLU of the first n / 2 columns (gate) and the others
-// (up). W is the same either way, rows of the gate, then of up. A block of a gated product takes
-// half as many columns of y, and as its columns of W kHalf of the gate's rows, then the same kHalf
-// of up's, and so on: a thread that has the sum of column c also has that of column c + kHalf, and
-// no sum leaves its thread. Both halves are read in runs of whole rows, as one matrix is, so rows
-// interleaved in memory would gain nothing.
-enum class Epilogue : uint8_t { kStore, kSwiGlu };
+// What becomes of the sums: y itself, or y's GELU, or SwiGLU of the first n / 2 columns (gate) and
+// the others (up). W is the same either way, rows of the gate, then of up. A block of a gated
+// product takes half as many columns of y, and as its columns of W kHalf of the gate's rows, then
+// the same kHalf of up's, and so on: a thread that has the sum of column c also has that of column
+// c + kHalf, and no sum leaves its thread. Both halves are read in runs of whole rows, as one
+// matrix is, so rows interleaved in memory would gain nothing.
+enum class Epilogue : uint8_t { kStore, kGelu, kSwiGlu };
 
 // Columns of y for so many columns of W.
 template <Epilogue kEpilogue>
@@ -125,11 +125,11 @@ struct TileColumn {
 };
 template <Epilogue kEpilogue, int kHalf>
 __device__ inline TileColumn TileColumnOf(int n, int y0, int c) {
-  if constexpr (kEpilogue == Epilogue::kStore) {
-    return {y0 + c, y0 + c};
-  } else {
+  if constexpr (kEpilogue == Epilogue::kSwiGlu) {
     const int output = y0 + c / (2 * kHalf) * kHalf + c % kHalf;
     return {output, output + (c / kHalf % 2 == 0 ? 0 : n / 2)};
+  } else {
+    return {y0 + c, y0 + c};
   }
 }
 
@@ -140,12 +140,14 @@ __device__ inline float Biased(const MatMulArguments<T, Y, W, X>& a, int row, in
   if constexpr (std::is_same_v<X, E4M3>) sum = __fmul_rn(sum, a.x_scales[row]);
   return a.bias != nullptr ? __fadd_rn(sum, Float(a.bias[row_of_w])) : sum;
 }
-template <typename T, typename Y, typename W, typename X>
+// What a GELU takes is rounded, and so are gate and up, as if they had been stored in between.
+template <Epilogue kEpilogue, typename T, typename Y, typename W, typename X>
 __device__ inline void Finish(const MatMulArguments<T, Y, W, X>& a, int row, int column,
                               float sum) {
-  a.y[row * a.y_stride + column] = Rounded<Y>(Biased(a, row, column, sum));
+  Y y = Rounded<Y>(Biased(a, row, column, sum));
+  if constexpr (kEpilogue == Epilogue::kGelu) y = Rounded<Y>(GeluOf(Float(y)));
+  a.y[row * a.y_stride + column] = y;
 }
-// Gate and up are rounded, as if they had been stored in between.
 template <typename T, typename Y, typename W, typename X>
 __device__ inline void FinishSwiGlu(const MatMulArguments<T, Y, W, X>& a, int row, int column,
                                     float gate, float up) {

@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
       FinishSwiGlu(a, row, column, SumOfSegments(from, segments),
                    SumOfSegments(from + 8, segments));
     } else {
-      Finish(a, row, column, SumOfSegments(from, segments));
+      Finish<kEpilogue>(a, row, column, SumOfSegments(from, segments));
     }
   }
 }
@@ -230,6 +230,18 @@ template void LaunchMatMulStream<Epilogue::kStore>(
 template void LaunchMatMulStream<Epilogue::kSwiGlu>(
     gpu::StreamHandle, const MatMulArguments<__nv_bfloat16, __nv_bfloat16, E4M3, E4M3>&);
 template void LaunchMatMulStream<Epilogue::kSwiGlu>(
+    gpu::StreamHandle, const MatMulArguments<__half, __half, E4M3, E4M3>&);
+template void LaunchMatMulStream<Epilogue::kGelu>(
+    gpu::StreamHandle, const MatMulArguments<__nv_bfloat16, __nv_bfloat16>&);
+template void LaunchMatMulStream<Epilogue::kGelu>(
+    gpu::StreamHandle, const MatMulArguments<__nv_bfloat16, __nv_bfloat16, E4M3>&);
+template void LaunchMatMulStream<Epilogue::kGelu>(gpu::StreamHandle,
+                                                  const MatMulArguments<__half, __half>&);
+template void LaunchMatMulStream<Epilogue::kGelu>(gpu::StreamHandle,
+                                                  const MatMulArguments<__half, __half, E4M3>&);
+template void LaunchMatMulStream<Epilogue::kGelu>(
+    gpu::StreamHandle, const MatMulArguments<__nv_bfloat16, __nv_bfloat16, E4M3, E4M3>&);
+template void LaunchMatMulStream<Epilogue::kGelu>(
     gpu::StreamHandle, const MatMulArguments<__half, __half, E4M3, E4M3>&);
 
 }  // namespace trireme::cuda

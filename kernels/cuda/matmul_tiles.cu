@@ -197,7 +197,7 @@ class TileProduct {
           if constexpr (kEpilogue == Epilogue::kSwiGlu) {
             FinishSwiGlu(a_, row, column, sums_[i][j][part], sums_[i][j + 1][part]);
           } else {
-            Finish(a_, row, column, sums_[i][j][part]);
+            Finish<kEpilogue>(a_, row, column, sums_[i][j][part]);
           }
         }
       }
@@ -275,6 +275,18 @@ template void LaunchMatMulTiles<Epilogue::kStore>(
 template void LaunchMatMulTiles<Epilogue::kSwiGlu>(
     gpu::StreamHandle, bool, const MatMulArguments<__nv_bfloat16, __nv_bfloat16, E4M3, E4M3>&);
 template void LaunchMatMulTiles<Epilogue::kSwiGlu>(
+    gpu::StreamHandle, bool, const MatMulArguments<__half, __half, E4M3, E4M3>&);
+template void LaunchMatMulTiles<Epilogue::kGelu>(
+    gpu::StreamHandle, bool, const MatMulArguments<__nv_bfloat16, __nv_bfloat16>&);
+template void LaunchMatMulTiles<Epilogue::kGelu>(
+    gpu::StreamHandle, bool, const MatMulArguments<__nv_bfloat16, __nv_bfloat16, E4M3>&);
+template void LaunchMatMulTiles<Epilogue::kGelu>(gpu::StreamHandle, bool,
+                                                 const MatMulArguments<__half, __half>&);
+template void LaunchMatMulTiles<Epilogue::kGelu>(gpu::StreamHandle, bool,
+                                                 const MatMulArguments<__half, __half, E4M3>&);
+template void LaunchMatMulTiles<Epilogue::kGelu>(
+    gpu::StreamHandle, bool, const MatMulArguments<__nv_bfloat16, __nv_bfloat16, E4M3, E4M3>&);
+template void LaunchMatMulTiles<Epilogue::kGelu>(
     gpu::StreamHandle, bool, const MatMulArguments<__half, __half, E4M3, E4M3>&);
 
 }  // namespace trireme::cuda

@@ -15,12 +15,14 @@ constexpr unsigned kSpinsPerLook = 1024;
 
 int64_t RoundedUp(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
+// What is done with a row's sum.
+enum class Then : uint8_t { kStore, kAddRmsNorm, kAddLayerNorm };
+
 template <typename T>
-struct Norm {
+struct NormTask {
   T* residual;
   int64_t residual_stride;
-  const T* weight;
-  float eps;
+  NormWeights<T> weights;
   T* out;
   int64_t out_stride;
 };
@@ -30,7 +32,7 @@ struct Task {
   T* data;
   int64_t elements;
   int rows, width, piece;
-  Norm<T> norm;
+  NormTask<T> norm;
 };
 
 // Where rank `at` hears that the block of rank `from` with this block's number has come to a
@@ -125,7 +127,7 @@ __device__ inline void SumPieces(const PeerGroup& group, const Task<T>& task, ui
 
 // In each block: send the parts, meet, and finish rows with the sums, which in two-shot are
 // exchanged in between.
-template <typename T, int V, bool kTwoShot, bool kNorm>
+template <typename T, int V, bool kTwoShot, Then kThen>
 __global__ void SumOverPeers(const __grid_constant__ PeerGroup group,
                              const __grid_constant__ Task<T> task) {
   gpu::WaitForPrevious();
@@ -151,11 +153,12 @@ __global__ void SumOverPeers(const __grid_constant__ PeerGroup group,
         for (int v = 0; v < V; ++v) out[v] = Float(Rounded<T>(out[v]));
       }
     };
-    if constexpr (kNorm) {
-      const Norm<T>& norm = task.norm;
+    if constexpr (kThen != Then::kStore) {
+      constexpr NormKind kKind = kThen == Then::kAddLayerNorm ? NormKind::kLayer : NormKind::kRms;
+      const NormTask<T>& norm = task.norm;
       if (row != static_cast<int>(blockIdx.x)) __syncthreads();
-      NormRow<T, V, true>(norm.residual + row * norm.residual_stride, sum, norm.weight, norm.eps,
-                          norm.out + row * norm.out_stride, task.width);
+      NormRow<T, V, kKind, true>(norm.residual + row * norm.residual_stride, sum, norm.weights,
+                                 norm.out + row * norm.out_stride, task.width);
     } else {
       const int length = static_cast<int>(min(int64_t{task.width}, task.elements - begin));
       float out[V];
@@ -169,15 +172,15 @@ __global__ void SumOverPeers(const __grid_constant__ PeerGroup group,
     gpu::AddRelaxed(group.launched, blockIdx.x == 0 ? kMaxPeerBlocks - gridDim.x + 1 : 1);
 }
 
-template <typename T, int V, bool kNorm>
+template <typename T, int V, Then kThen>
 void Enqueue(gpu::StreamHandle stream, const PeerGroup& group, PeerPath path, const Task<T>& task) {
   const int64_t longest = std::min(int64_t{task.width}, task.elements);
   const gpu::Config config{dim3(static_cast<unsigned>(std::min(task.rows, kMaxPeerBlocks))),
                            dim3(RowThreads(longest, V)), 0, stream};
   if (path == PeerPath::kTwoShot) {
-    gpu::LaunchResident(config, SumOverPeers<T, V, true, kNorm>, group, task);
+    gpu::LaunchResident(config, SumOverPeers<T, V, true, kThen>, group, task);
   } else {
-    gpu::LaunchResident(config, SumOverPeers<T, V, false, kNorm>, group, task);
+    gpu::LaunchResident(config, SumOverPeers<T, V, false, kThen>, group, task);
   }
 }
 
@@ -230,31 +233,33 @@ void PeerSum(gpu::StreamHandle stream, const PeerGroup& group, PeerPath path, Te
   DispatchFloat(data.dtype, [&](auto zero) {
     using T = decltype(zero);
     DispatchVector<T>(Vectorizable(flat), [&](auto v) {
-      Enqueue<T, v(), false>(stream, group, path, TaskOf<T>(data, rows));
+      Enqueue<T, v(), Then::kStore>(stream, group, path, TaskOf<T>(data, rows));
     });
   });
 }
 
-void PeerSumAddRmsNorm(gpu::StreamHandle stream, const PeerGroup& group, PeerPath path,
-                       TensorView data, TensorView residual, ConstTensorView weight, float eps,
-                       TensorView out) {
+void PeerSumAddNorm(gpu::StreamHandle stream, const PeerGroup& group, PeerPath path,
+                    TensorView data, TensorView residual, const NormParams& norm, TensorView out) {
   if (data.elements() == 0) return;
   const PeerRows rows = RowsOfNorm(data.dtype, data.dim(0), data.dim(1), group.size);
   CheckSum(group, path, data, rows);
-  // As AddRmsNorm has it, for its bits.
+  // As AddNorm has it, for its bits.
   const bool vector =
-      Vectorizable(residual) && Vectorizable(weight) && Vectorizable(out) && Vectorizable(data);
+      Vectorizable(residual) && Vectorizable(norm) && Vectorizable(out) && Vectorizable(data);
   DispatchFloat(data.dtype, [&](auto zero) {
     using T = decltype(zero);
     DispatchVector<T>(vector, [&](auto v) {
       Task<T> task = TaskOf<T>(data, rows);
       task.norm = {.residual = static_cast<T*>(residual.data),
                    .residual_stride = residual.stride0,
-                   .weight = static_cast<const T*>(weight.data),
-                   .eps = eps,
+                   .weights = WeightsOf<T>(norm),
                    .out = static_cast<T*>(out.data),
                    .out_stride = out.stride0};
-      Enqueue<T, v(), true>(stream, group, path, task);
+      if (norm.kind == NormKind::kLayer) {
+        Enqueue<T, v(), Then::kAddLayerNorm>(stream, group, path, task);
+      } else {
+        Enqueue<T, v(), Then::kAddRmsNorm>(stream, group, path, task);
+      }
     });
   });
 }

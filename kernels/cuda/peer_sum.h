@@ -1,6 +1,6 @@
 // Sums over the ranks of a group whose GPUs reach each other's memory: every rank's kernel writes
 // its part into the memory of the others and waits for theirs, so that a small sum takes one
-// launch, alone or with the residual's sum and the RMSNorm behind it. Internal to the CUDA module.
+// launch, alone or with the residual's sum and the norm behind it. Internal to the CUDA module.
 //
 // One-shot: everybody sends everything to everybody. Two-shot: rank r sums piece r of each row and
 // sends it on; two meetings, and 2 / size of the bytes. Both add in fp32 and rank order and round
@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/gpu.h"
+#include "kernels/norm.h"
 #include "kernels/tensor.h"
 
 namespace trireme::cuda {
@@ -54,10 +55,9 @@ int64_t PeerBytes(PeerPath path, DType dtype, const PeerRows& rows, int ranks);
 // data = the sum over ranks. f32, bf16, f16; contiguous; PeerBytes fit in a half.
 void PeerSum(gpu::StreamHandle stream, const PeerGroup& group, PeerPath path, TensorView data);
 
-// residual += the sum of data; out = RmsNorm(residual), shapes as in AddRmsNorm (ops.h), data
-// contiguous. The bits are those of PeerSum and AddRmsNorm. Leaves data as it was or summed.
-void PeerSumAddRmsNorm(gpu::StreamHandle stream, const PeerGroup& group, PeerPath path,
-                       TensorView data, TensorView residual, ConstTensorView weight, float eps,
-                       TensorView out);
+// residual += the sum of data; out = Norm(residual), shapes as in AddNorm (ops.h), data contiguous.
+// The bits are those of PeerSum and AddNorm. Leaves data as it was or summed.
+void PeerSumAddNorm(gpu::StreamHandle stream, const PeerGroup& group, PeerPath path,
+                    TensorView data, TensorView residual, const NormParams& norm, TensorView out);
 
 }  // namespace trireme::cuda

@@ -36,6 +36,13 @@ __device__ inline float SwiGlu(float gate, float up) {
   return __fmul_rn(gate / __fadd_rn(1.0f, expf(-gate)), up);
 }
 
+// x times the logistic function (ops.h). As above. Beyond what expf takes the quotient is 0.
+__device__ inline float GeluOf(float x) {
+  constexpr float kScale = -1.5957691216057308f, kCubic = 0.044715f;  // -2 sqrt(2 / pi)
+  const float cube = __fmul_rn(__fmul_rn(x, x), x);
+  return x / __fadd_rn(1.0f, expf(__fmul_rn(kScale, __fmaf_rn(kCubic, cube, x))));
+}
+
 // V neighbouring elements, moved with one instruction.
 template <typename T, int V>
 struct alignas(sizeof(T) * V) Pack {
@@ -56,8 +63,9 @@ __device__ inline void StoreRounded(T* p, const float (&x)[V]) {
   *reinterpret_cast<Pack<T, V>*>(p) = pack;
 }
 
-// The sum over the block's threads, the same bits in all of them. Once in a kernel: it does not
-// wait for the readers of its result. blockDim.x a multiple of 32.
+// The sum over the block's threads, the same bits in all of them. Each kTurn once in a kernel: it
+// does not wait for the readers of its result. blockDim.x a multiple of 32.
+template <int kTurn = 0>
 __device__ inline float BlockSum(float x) {
   GPU_SHARED(part, float[32]);
   const int lane = threadIdx.x % 32, warps = blockDim.x / 32;

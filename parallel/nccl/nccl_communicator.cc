@@ -138,10 +138,10 @@ class NcclCommunicator final : public Communicator {
   bool FusesNorm(ConstTensorView data) const override {
     return peers_ && peers_->PathOfNorm(data).has_value();
   }
-  void DoAllReduceAddRmsNorm(Stream& stream, TensorView data, TensorView residual,
-                             ConstTensorView weight, float eps, TensorView out) override {
+  void DoAllReduceAddNorm(Stream& stream, TensorView data, TensorView residual,
+                          const NormParams& norm, TensorView out) override {
     const cuda::PeerPath path = *peers_->PathOfNorm(data);
-    peers_->SumAddRmsNorm(Enter(stream), path, data, residual, weight, eps, out);
+    peers_->SumAddNorm(Enter(stream), path, data, residual, norm, out);
     bytes_moved_ += peers_->MovedBytes(path, data.bytes());
     Leave(stream);
   }

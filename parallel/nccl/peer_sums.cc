@@ -186,11 +186,10 @@ std::optional<PeerPath> PeerSums::PathOfNorm(ConstTensorView data) const {
 void PeerSums::Sum(cudaStream_t stream, PeerPath path, TensorView data) const {
   if (!memory_.given_up()) cuda::PeerSum(stream, memory_.group(), path, data);
 }
-void PeerSums::SumAddRmsNorm(cudaStream_t stream, PeerPath path, TensorView data,
-                             TensorView residual, ConstTensorView weight, float eps,
-                             TensorView out) const {
+void PeerSums::SumAddNorm(cudaStream_t stream, PeerPath path, TensorView data, TensorView residual,
+                          const NormParams& norm, TensorView out) const {
   if (memory_.given_up()) return;
-  cuda::PeerSumAddRmsNorm(stream, memory_.group(), path, data, residual, weight, eps, out);
+  cuda::PeerSumAddNorm(stream, memory_.group(), path, data, residual, norm, out);
 }
 
 int64_t PeerSums::MovedBytes(PeerPath path, int64_t bytes) const {

@@ -29,8 +29,8 @@ class PeerSums {
   std::optional<cuda::PeerPath> PathOfNorm(ConstTensorView data) const;
   // Nothing once given up.
   void Sum(cudaStream_t stream, cuda::PeerPath path, TensorView data) const;
-  void SumAddRmsNorm(cudaStream_t stream, cuda::PeerPath path, TensorView data, TensorView residual,
-                     ConstTensorView weight, float eps, TensorView out) const;
+  void SumAddNorm(cudaStream_t stream, cuda::PeerPath path, TensorView data, TensorView residual,
+                  const NormParams& norm, TensorView out) const;
   // What a rank sends and receives for a sum of so many bytes.
   int64_t MovedBytes(cuda::PeerPath path, int64_t bytes) const;
 

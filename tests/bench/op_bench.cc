@@ -131,6 +131,30 @@ void SwiGluBench(benchmark::State& state, DType dtype, bool fused, By by) {
   Report(state, MatMulSwiGluCost(rows, kIntermediate, kK, dtype, dtype), dtype);
 }
 
+// The MLP without a gate of the same width; unfused, the two ops that it replaces.
+void MatMulGeluBench(benchmark::State& state, DType dtype, bool fused) {
+  constexpr int64_t kIntermediate = 8192, kK = 2048;
+  const int64_t rows = state.range(0),
+                copies = Copies(rows, kIntermediate * kK * static_cast<int64_t>(SizeOf(dtype)));
+  const Tensor x = Filled(dtype, {rows, kK});
+  const std::vector<char> weight = FillHost(dtype, kIntermediate * kK);
+  const Tensor y = Ok(Tensor::Create(*bench->device, dtype, {rows, kIntermediate}));
+  std::vector<std::unique_ptr<LinearWeight>> weights;
+  for (int64_t i = 0; i < copies; ++i) {
+    weights.push_back(Ok(PackLinear(
+        *bench->stream, ConstTensorView(weight.data(), dtype, {kIntermediate, kK}), dtype)));
+  }
+  Stream& stream = *bench->stream;
+  int64_t next = 0;
+  Measure(state, stream, [&] {
+    const LinearWeight& w = *weights[next++ % copies];
+    if (fused) return MatMulGelu(stream, x.view(), w, {}, y.view());
+    MatMul(stream, x.view(), w, {}, y.view());
+    Gelu(stream, y.view());
+  });
+  Report(state, MatMulGeluCost(rows, kIntermediate, kK, dtype, dtype), dtype);
+}
+
 #if defined(TRIREME_BENCH_ONEDNN)
 void OneDnnBench(benchmark::State& state, DType dtype, int64_t n, int64_t k) {
   using dnnl::memory;
@@ -329,12 +353,20 @@ void RegisterMatMuls() {
   }
 }
 
-void RegisterSwiGlu() {
+void RegisterMlps() {
   for (const DType dtype : {DType::kBF16, DType::kF32}) {
     for (const bool fused : {true, false}) {
       const std::string name = fused ? "matmul_swiglu/" : "matmul_swiglu_unfused/";
       benchmark::RegisterBenchmark((name + Name(dtype)).c_str(), SwiGluBench, dtype, fused,
                                    By::kOwn)
+          ->Arg(1)
+          ->Arg(16)
+          ->Arg(512)
+          ->UseRealTime();
+    }
+    for (const bool fused : {true, false}) {
+      const std::string name = fused ? "matmul_gelu/" : "matmul_gelu_unfused/";
+      benchmark::RegisterBenchmark((name + Name(dtype)).c_str(), MatMulGeluBench, dtype, fused)
           ->Arg(1)
           ->Arg(16)
           ->Arg(512)
@@ -410,7 +442,7 @@ int Main(int argc, char** argv) {
               state.ceilings.read_bytes_per_s / 1e9, state.ceilings.matmul_flops_f32 / 1e9,
               state.ceilings.matmul_flops_bf16 / 1e9, state.ceilings.matmul_flops_f16 / 1e9);
   RegisterMatMuls();
-  RegisterSwiGlu();
+  RegisterMlps();
   RegisterAttention();
   RegisterRowOps();
   RegisterMolSearch();

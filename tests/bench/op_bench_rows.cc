@@ -5,22 +5,29 @@
 namespace trireme {
 namespace {
 
-void RmsNormBench(benchmark::State& state, DType dtype, int64_t hidden) {
-  const Tensor x = Filled(dtype, {state.range(0), hidden}), weight = Filled(dtype, {hidden});
-  const Tensor out = Ok(Tensor::Create(*bench->device, dtype, {state.range(0), hidden}));
-  Measure(state, [&] { RmsNorm(*bench->stream, x.view(), weight.view(), 1e-5f, out.view()); });
-  Report(state, RmsNormCost(state.range(0), hidden, dtype), DType::kF32);
+NormParams ParamsOf(NormKind kind, const Tensor& weight) {
+  const bool layer = kind == NormKind::kLayer;
+  return {kind, weight.view(), layer ? ConstTensorView(weight.view()) : ConstTensorView(), 1e-5f};
 }
 
-void AddRmsNormBench(benchmark::State& state, DType dtype, int64_t hidden) {
+template <NormKind kKind>
+void NormBench(benchmark::State& state, DType dtype, int64_t hidden) {
+  const Tensor x = Filled(dtype, {state.range(0), hidden}), weight = Filled(dtype, {hidden});
+  const Tensor out = Ok(Tensor::Create(*bench->device, dtype, {state.range(0), hidden}));
+  Measure(state, [&] { Norm(*bench->stream, x.view(), ParamsOf(kKind, weight), out.view()); });
+  Report(state, NormCost(kKind, state.range(0), hidden, dtype), DType::kF32);
+}
+
+template <NormKind kKind>
+void AddNormBench(benchmark::State& state, DType dtype, int64_t hidden) {
   const Shape shape = {state.range(0), hidden};
   const Tensor residual = Filled(dtype, shape), delta = Filled(dtype, shape),
                weight = Filled(dtype, {hidden});
   const Tensor out = Ok(Tensor::Create(*bench->device, dtype, shape));
   Measure(state, [&] {
-    AddRmsNorm(*bench->stream, residual.view(), delta.view(), weight.view(), 1e-5f, out.view());
+    AddNorm(*bench->stream, residual.view(), delta.view(), ParamsOf(kKind, weight), out.view());
   });
-  Report(state, AddRmsNormCost(state.range(0), hidden, dtype), DType::kF32);
+  Report(state, AddNormCost(kKind, state.range(0), hidden, dtype), DType::kF32);
 }
 
 void AddBench(benchmark::State& state, DType dtype, int64_t hidden) {
@@ -28,6 +35,12 @@ void AddBench(benchmark::State& state, DType dtype, int64_t hidden) {
                delta = Filled(dtype, {state.range(0), hidden});
   Measure(state, [&] { Add(*bench->stream, x.view(), delta.view()); });
   Report(state, AddCost(state.range(0), hidden, dtype), DType::kF32);
+}
+
+void GeluBench(benchmark::State& state, DType dtype, int64_t intermediate) {
+  const Tensor x = Filled(dtype, {state.range(0), intermediate});
+  Measure(state, [&] { Gelu(*bench->stream, x.view()); });
+  Report(state, GeluCost(state.range(0), intermediate, dtype), DType::kF32);
 }
 
 void SiluBench(benchmark::State& state, DType dtype, int64_t intermediate) {
@@ -84,9 +97,12 @@ void RegisterRowOps() {
       void (*run)(benchmark::State&, DType, int64_t);
       int64_t width;
     };
-    for (const Op& op : {Op{"rms_norm/", RmsNormBench, 2048},
-                         {"add_rms_norm/", AddRmsNormBench, 2048},
+    for (const Op& op : {Op{"rms_norm/", NormBench<NormKind::kRms>, 2048},
+                         {"add_rms_norm/", AddNormBench<NormKind::kRms>, 2048},
+                         {"layer_norm/", NormBench<NormKind::kLayer>, 2048},
+                         {"add_layer_norm/", AddNormBench<NormKind::kLayer>, 2048},
                          {"add/", AddBench, 2048},
+                         {"gelu/", GeluBench, 8192},
                          {"silu_and_mul/", SiluBench, 8192},
                          {"gather_rows/", GatherRowsBench, 2048}}) {
       benchmark::RegisterBenchmark((op.name + type).c_str(), op.run, dtype, op.width)
@@ -94,7 +110,8 @@ void RegisterRowOps() {
           ->Arg(512)
           ->UseRealTime();
     }
-    benchmark::RegisterBenchmark(("rms_norm_tiny/" + type).c_str(), RmsNormBench, dtype, 64)
+    benchmark::RegisterBenchmark(("rms_norm_tiny/" + type).c_str(), NormBench<NormKind::kRms>,
+                                 dtype, 64)
         ->Arg(1)
         ->UseRealTime();
   }

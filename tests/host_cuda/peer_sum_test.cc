@@ -117,27 +117,32 @@ struct Normed {
   Normed(const TestDevice& device, DType dtype, int64_t rows, int64_t width, bool strided)
       : wide(device.Zeros(dtype, {rows, width + (strided ? 8 : 0)})),
         weight(device.Random(dtype, {width}, 12)),
+        bias(device.Random(dtype, {width}, 13)),
         out(device.Zeros(dtype, {rows, width})),
         residual(wide.view().Columns(0, width)) {
     for (int64_t row = 0; row < rows; ++row) FillRandom(residual.Rows(row, 1), 20 + row);
   }
-  Tensor wide, weight, out;
+  NormParams Params(NormKind kind) const {
+    const bool layer = kind == NormKind::kLayer;
+    return {kind, weight.view(), layer ? ConstTensorView(bias.view()) : ConstTensorView(), kEps};
+  }
+  Tensor wide, weight, bias, out;
   TensorView residual;
 };
 
 void CheckNorm(const TestDevice& emulator, DType dtype, int ranks, int64_t rows, int64_t width,
-               PeerPath path) {
+               PeerPath path, NormKind kind) {
   PeerRanks group(ranks);
   const std::vector<Tensor> parts = Parts(group, dtype, {rows, width}, rows + width);
   const Normed expected(emulator, dtype, rows, width, false);
-  AddRmsNorm(emulator.stream(), expected.residual, SumOf(group, parts).view(),
-             expected.weight.view(), kEps, expected.out.view());
+  AddNorm(emulator.stream(), expected.residual, SumOf(group, parts).view(), expected.Params(kind),
+          expected.out.view());
   std::vector<std::unique_ptr<Normed>> got;
   for (int r = 0; r < ranks; ++r)
     got.push_back(std::make_unique<Normed>(emulator, dtype, rows, width, r == 1));
   group.Run([&](int r) {
-    PeerSumAddRmsNorm(nullptr, group.Of(r), path, parts[r].view(), got[r]->residual,
-                      got[r]->weight.view(), kEps, got[r]->out.view());
+    PeerSumAddNorm(nullptr, group.Of(r), path, parts[r].view(), got[r]->residual,
+                   got[r]->Params(kind), got[r]->out.view());
   });
   for (const auto& rank : got) {
     ExpectSameBits(rank->out.view(), expected.out.view());
@@ -156,9 +161,12 @@ TEST_P(PeerSumTest, FusedWithTheNormHasTheBitsOfTheTwoOps) {
     for (const int ranks : {2, 3, 4, 8}) {
       if (rows > 3 && ranks > 2) continue;  // blocks: see above
       for (const PeerPath path : kPaths) {
-        SCOPED_TRACE(testing::Message() << ranks << " ranks, [" << rows << ", " << width
-                                        << "], path " << static_cast<int>(path));
-        CheckNorm(emulator, GetParam(), ranks, rows, width, path);
+        for (const NormKind kind : {NormKind::kRms, NormKind::kLayer}) {
+          SCOPED_TRACE(testing::Message()
+                       << ranks << " ranks, [" << rows << ", " << width << "], path "
+                       << static_cast<int>(path) << ", norm " << static_cast<int>(kind));
+          CheckNorm(emulator, GetParam(), ranks, rows, width, path, kind);
+        }
       }
     }
   }

@@ -11,49 +11,96 @@ class ElementwiseTest : public KernelTest {};
 // Widths around the vector length, and one large enough that two threads share the rows.
 constexpr int64_t kWidths[] = {1, 15, 16, 17, 31, 33, 64, 100, 2048};
 
-TEST_P(ElementwiseTest, RmsNormEqualsReference) {
-  for (int64_t h : kWidths) {
-    const int64_t rows = h == 2048 ? 40 : 3;
-    const Tensor x = device_.Random(dtype(), {rows, h}, 1),
-                 weight = device_.Random(dtype(), {h}, 2);
-    const Tensor out = device_.Zeros(dtype(), {rows, h});
-    RmsNorm(stream(), x.view(), weight.view(), 1e-5f, out.view());
-    // Relative error of the scale: h terms in the sum of squares, each beside the sum; 2 bounds |x|
-    // / rms.
-    ExpectClose(out.view(), reference::RmsNorm(ToDoubles(x.view()), ToDoubles(weight.view()), 1e-5),
-                h + 8, 2.0);
+// RMSNorm, and LayerNorm with a bias and without.
+struct NormCase {
+  NormKind kind;
+  bool bias;
+  NormParams With(const Tensor& weight, const Tensor& shift, float eps) const {
+    return {kind, weight.view(), bias ? ConstTensorView(shift.view()) : ConstTensorView(), eps};
+  }
+};
+constexpr NormCase kNorms[] = {
+    {NormKind::kRms, false}, {NormKind::kLayer, true}, {NormKind::kLayer, false}};
+
+std::vector<double> ReferenceNorm(const Tensor& x, const NormParams& norm) {
+  if (norm.kind == NormKind::kRms)
+    return reference::RmsNorm(ToDoubles(x.view()), ToDoubles(norm.weight), norm.eps);
+  return reference::LayerNorm(ToDoubles(x.view()), ToDoubles(norm.weight),
+                              norm.bias ? ToDoubles(norm.bias) : std::vector<double>(), norm.eps);
+}
+
+TEST_P(ElementwiseTest, NormEqualsReference) {
+  for (const NormCase& norm : kNorms) {
+    for (int64_t h : kWidths) {
+      const int64_t rows = h == 2048 ? 40 : 3;
+      const Tensor x = device_.Random(dtype(), {rows, h}, 1),
+                   weight = device_.Random(dtype(), {h}, 2), bias = device_.Random(dtype(), {h}, 3);
+      const Tensor out = device_.Zeros(dtype(), {rows, h});
+      const NormParams params = norm.With(weight, bias, 1e-5f);
+      Norm(stream(), x.view(), params, out.view());
+      // Relative error of the scale: h terms in the sum of squares, each beside the sum; 2 bounds
+      // |x| / rms, 2 more what a mean adds with its own h terms, and 1 is the bias.
+      const bool rms = norm.kind == NormKind::kRms;
+      ExpectClose(out.view(), ReferenceNorm(x, params), h + 8, rms ? 2.0 : 5.0);
+    }
   }
 }
 
-TEST_P(ElementwiseTest, RmsNormWorksInPlaceOnStridedRows) {
-  const Tensor wide = device_.Random(dtype(), {5, 50}, 3),
-               weight = device_.Random(dtype(), {20}, 4);
-  const TensorView x = wide.view().Columns(7, 20);
-  const std::vector<double> before = ToDoubles(wide.view());
-  const Tensor out = device_.Zeros(dtype(), {5, 20});
-  RmsNorm(stream(), x, weight.view(), 1e-6f, out.view());
-  RmsNorm(stream(), x, weight.view(), 1e-6f, x);
-  ExpectSameBits(x, out.view());
-  const std::vector<double> after = ToDoubles(wide.view());
-  for (int64_t i = 0; i < 250; ++i) {
-    const bool inside = i % 50 >= 7 && i % 50 < 27;
-    ASSERT_TRUE(inside || after[i] == before[i]) << "neighbour " << i << " was written";
+// In one pass over squares and sums nothing would be left of the variance.
+TEST_P(ElementwiseTest, LayerNormOfRowsFarFromZero) {
+  constexpr double kMean = 1000.0;
+  for (const int64_t h : {33, 2048}) {
+    const Tensor x = device_.Random(DType::kF32, {3, h}, 1),
+                 weight = device_.Random(DType::kF32, {h}, 2),
+                 bias = device_.Random(DType::kF32, {h}, 3);
+    for (int64_t i = 0; i < 3 * h; ++i) x.view().as<float>()[i] += static_cast<float>(kMean);
+    const Tensor out = device_.Zeros(DType::kF32, {3, h});
+    const NormParams params = kNorms[1].With(weight, bias, 1e-5f);
+    Norm(stream(), x.view(), params, out.view());
+    // The mean's error, a rounding of it for each term of a lane or thread and each level of the
+    // tree above, is divided by a deviation of 0.57.
+    const double worst = (static_cast<double>(h) / 16 + 10) * kMean * 0x1p-24 / 0.5;
+    const std::vector<double> expected = ReferenceNorm(x, params), got = ToDoubles(out.view());
+    for (size_t i = 0; i < got.size(); ++i)
+      ASSERT_NEAR(got[i], expected[i], worst) << h << " " << i;
   }
 }
 
-TEST_P(ElementwiseTest, AddRmsNormEqualsAddThenRmsNorm) {
-  for (int64_t h : kWidths) {
-    const Tensor fused = device_.Random(dtype(), {4, h}, 5),
-                 plain = device_.Random(dtype(), {4, h}, 5);
-    const Tensor delta = device_.Random(dtype(), {4, h}, 6),
-                 weight = device_.Random(dtype(), {h}, 7);
-    const Tensor fused_out = device_.Zeros(dtype(), {4, h}),
-                 plain_out = device_.Zeros(dtype(), {4, h});
-    AddRmsNorm(stream(), fused.view(), delta.view(), weight.view(), 1e-5f, fused_out.view());
-    Add(stream(), plain.view(), delta.view());
-    RmsNorm(stream(), plain.view(), weight.view(), 1e-5f, plain_out.view());
-    ExpectSameBits(fused.view(), plain.view());
-    ExpectSameBits(fused_out.view(), plain_out.view());
+TEST_P(ElementwiseTest, NormWorksInPlaceOnStridedRows) {
+  const Tensor weight = device_.Random(dtype(), {20}, 4), bias = device_.Random(dtype(), {20}, 5);
+  for (const NormCase& norm : kNorms) {
+    const Tensor wide = device_.Random(dtype(), {5, 50}, 3);
+    const TensorView x = wide.view().Columns(7, 20);
+    const std::vector<double> before = ToDoubles(wide.view());
+    const Tensor out = device_.Zeros(dtype(), {5, 20});
+    const NormParams params = norm.With(weight, bias, 1e-6f);
+    Norm(stream(), x, params, out.view());
+    Norm(stream(), x, params, x);
+    ExpectSameBits(x, out.view());
+    const std::vector<double> after = ToDoubles(wide.view());
+    for (int64_t i = 0; i < 250; ++i) {
+      const bool inside = i % 50 >= 7 && i % 50 < 27;
+      ASSERT_TRUE(inside || after[i] == before[i]) << "neighbour " << i << " was written";
+    }
+  }
+}
+
+TEST_P(ElementwiseTest, AddNormEqualsAddThenNorm) {
+  for (const NormCase& norm : kNorms) {
+    for (int64_t h : kWidths) {
+      const Tensor fused = device_.Random(dtype(), {4, h}, 5),
+                   plain = device_.Random(dtype(), {4, h}, 5);
+      const Tensor delta = device_.Random(dtype(), {4, h}, 6),
+                   weight = device_.Random(dtype(), {h}, 7), bias = device_.Random(dtype(), {h}, 8);
+      const Tensor fused_out = device_.Zeros(dtype(), {4, h}),
+                   plain_out = device_.Zeros(dtype(), {4, h});
+      const NormParams params = norm.With(weight, bias, 1e-5f);
+      AddNorm(stream(), fused.view(), delta.view(), params, fused_out.view());
+      Add(stream(), plain.view(), delta.view());
+      Norm(stream(), plain.view(), params, plain_out.view());
+      ExpectSameBits(fused.view(), plain.view());
+      ExpectSameBits(fused_out.view(), plain_out.view());
+    }
   }
 }
 
@@ -65,6 +112,31 @@ TEST_P(ElementwiseTest, AddEqualsReference) {
     Add(stream(), x.view(), delta.view());
     ExpectClose(x.view(), expected, 1, 2.0);
   }
+}
+
+TEST_P(ElementwiseTest, GeluEqualsReference) {
+  for (int64_t n : kWidths) {
+    const Tensor x = device_.Random(dtype(), {3, n}, 10, 12.0);
+    const std::vector<double> expected = reference::Gelu(ToDoubles(x.view()));
+    Gelu(stream(), x.view());
+    // Values reach 12. The exponent's error, a few roundings of up to 2 * 0.8 * (12 + 0.045 * 12^3)
+    // = 143, is one of the power; x times its share of the sum stays below 1 where that is large.
+    ExpectClose(x.view(), expected, 40, 12.0);
+  }
+}
+
+TEST_P(ElementwiseTest, GeluOfExtremesNeitherOverflowsNorTurnsNan) {
+  const float largest = dtype() == DType::kF16 ? 60000.0f : 3e38f;
+  const Tensor x = device_.Zeros(dtype(), {1, 5});
+  const float values[] = {-largest, largest, -100.0f, 0.0f, 100.0f};
+  for (int64_t i = 0; i < 5; ++i) Fill(x.view().Columns(i, 1), values[i]);
+  Gelu(stream(), x.view());
+  const std::vector<double> y = ToDoubles(x.view());
+  EXPECT_EQ(y[0], 0.0);
+  EXPECT_NEAR(y[1], largest, 0.004 * largest);
+  EXPECT_EQ(y[2], 0.0);
+  EXPECT_EQ(y[3], 0.0);
+  EXPECT_EQ(y[4], 100.0);
 }
 
 TEST_P(ElementwiseTest, SiluAndMulEqualsReference) {
@@ -134,25 +206,33 @@ TEST_P(ElementwiseTest, GatherRowsEqualsReference) {
 TEST_P(ElementwiseTest, ARowAloneEqualsTheRowInABatch) {
   constexpr int64_t kRows = 67, kWidth = 1000;
   const Tensor x = device_.Random(dtype(), {kRows, kWidth}, 15),
-               weight = device_.Random(dtype(), {kWidth}, 16);
-  const Tensor normed = device_.Zeros(dtype(), {kRows, kWidth}),
-               gated = device_.Zeros(dtype(), {kRows, kWidth / 2});
-  RmsNorm(stream(), x.view(), weight.view(), 1e-5f, normed.view());
+               weight = device_.Random(dtype(), {kWidth}, 16),
+               bias = device_.Random(dtype(), {kWidth}, 17);
+  for (const NormCase& norm : kNorms) {
+    const NormParams params = norm.With(weight, bias, 1e-5f);
+    const Tensor all = device_.Zeros(dtype(), {kRows, kWidth});
+    Norm(stream(), x.view(), params, all.view());
+    for (int64_t r = 0; r < kRows; r += 11) {
+      const Tensor one = device_.Zeros(dtype(), {1, kWidth});
+      Norm(stream(), x.view().Rows(r, 1), params, one.view());
+      ExpectSameBits(one.view(), all.view().Rows(r, 1));
+    }
+  }
+  const Tensor gated = device_.Zeros(dtype(), {kRows, kWidth / 2});
   SiluAndMul(stream(), x.view(), gated.view());
   for (int64_t r = 0; r < kRows; r += 11) {
-    const Tensor norm = device_.Zeros(dtype(), {1, kWidth}),
-                 gate = device_.Zeros(dtype(), {1, kWidth / 2});
-    RmsNorm(stream(), x.view().Rows(r, 1), weight.view(), 1e-5f, norm.view());
+    const Tensor gate = device_.Zeros(dtype(), {1, kWidth / 2});
     SiluAndMul(stream(), x.view().Rows(r, 1), gate.view());
-    ExpectSameBits(norm.view(), normed.view().Rows(r, 1));
     ExpectSameBits(gate.view(), gated.view().Rows(r, 1));
   }
 }
 
 TEST_P(ElementwiseTest, NoRowsIsNoWork) {
   const Tensor x = device_.Zeros(dtype(), {0, 8}), weight = device_.Random(dtype(), {8}, 17);
-  RmsNorm(stream(), x.view(), weight.view(), 1e-5f, x.view());
+  for (const NormCase& norm : kNorms)
+    Norm(stream(), x.view(), norm.With(weight, weight, 1e-5f), x.view());
   Add(stream(), x.view(), x.view());
+  Gelu(stream(), x.view());
   EXPECT_TRUE(stream().Synchronize().ok());
 }
 

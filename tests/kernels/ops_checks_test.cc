@@ -16,13 +16,16 @@ class OpsDeathTest : public ::testing::Test {
 TEST_F(OpsDeathTest, NormsAndSums) {
   const Tensor x = device_.Zeros(DType::kF32, {2, 8}), half = device_.Zeros(DType::kBF16, {2, 8});
   const Tensor weight = device_.Zeros(DType::kF32, {7}), right = device_.Zeros(DType::kF32, {8});
-  EXPECT_DEATH(RmsNorm(stream(), x.view(), weight.view(), 0, x.view()),
+  const NormParams norm{.weight = right.view()};
+  EXPECT_DEATH(Norm(stream(), x.view(), {.weight = weight.view()}, x.view()),
                "norm weight is \\[7\\], must be \\[8\\]");
-  EXPECT_DEATH(RmsNorm(stream(), x.view(), right.view(), 0, half.view()),
-               "out is bf16, must be f32");
+  EXPECT_DEATH(Norm(stream(), x.view(), norm, half.view()), "out is bf16, must be f32");
+  NormParams layer{.kind = NormKind::kLayer, .weight = right.view(), .bias = weight.view()};
+  EXPECT_DEATH(Norm(stream(), x.view(), layer, x.view()), "norm bias is \\[7\\], must be \\[8\\]");
+  layer.kind = NormKind::kRms;
+  EXPECT_DEATH(Norm(stream(), x.view(), layer, x.view()), "an RMSNorm has no bias");
   EXPECT_DEATH(Add(stream(), x.view(), x.view().Columns(0, 4)), "delta is \\[2, 4\\]");
-  EXPECT_DEATH(AddRmsNorm(stream(), x.view(), half.view(), right.view(), 0, x.view()),
-               "delta is bf16");
+  EXPECT_DEATH(AddNorm(stream(), x.view(), half.view(), norm, x.view()), "delta is bf16");
   EXPECT_DEATH(SiluAndMul(stream(), x.view(), x.view()),
                "gate_up is \\[2, 8\\], must be \\[2, 16\\]");
 }
@@ -38,6 +41,18 @@ TEST_F(OpsDeathTest, MatMul) {
                "y is \\[2, 8\\], must be \\[2, 5\\]");
   EXPECT_DEATH(MatMul(stream(), x.view(), **packed, half.view(), y.view()), "bias is \\[2, 8\\]");
   EXPECT_DEATH((void)PackLinear(stream(), w.view(), DType::kI32), "packed to i32");
+}
+
+TEST_F(OpsDeathTest, MatMulGelu) {
+  const Tensor w = device_.Zeros(DType::kF32, {6, 8}), x = device_.Zeros(DType::kF32, {2, 8});
+  const Tensor y = device_.Zeros(DType::kF32, {2, 6});
+  const auto plain = PackLinear(stream(), w.view(), DType::kF32);
+  const auto gated = PackLinear(stream(), w.view(), DType::kF32, LinearUse::kMatMulSwiGlu);
+  ASSERT_TRUE(plain.ok() && gated.ok());
+  EXPECT_DEATH(MatMulGelu(stream(), x.view(), **plain, {}, x.view()),
+               "y is \\[2, 8\\], must be \\[2, 6\\]");
+  EXPECT_DEATH(MatMulGelu(stream(), x.view(), **gated, {}, y.view()),
+               "packed for matmul with SwiGLU, not for matmul");
 }
 
 TEST_F(OpsDeathTest, MatMulSwiGlu) {
@@ -160,19 +175,36 @@ TEST(OpCostTest, AddReadsTwoAndWritesOne) {
   }
 }
 
-// Square, sum, scale by the root and by the weight; the weight itself is read once.
-TEST(OpCostTest, RmsNormReadsOneWritesOneAndTheWeight) {
-  LoopCount loop;
-  loop.Each(7 * 33, 4, 2, DType::kBF16);
-  loop.Each(33, 0, 1, DType::kBF16);
-  ExpectCost(RmsNormCost(7, 33, DType::kBF16), loop);
+// Square, sum, scale by the root and by the weight; the weight itself is read once. A LayerNorm
+// sums for the mean, subtracts it and adds the bias besides.
+TEST(OpCostTest, NormsReadOneWriteOneAndTheirWeights) {
+  LoopCount rms, layer;
+  rms.Each(7 * 33, 4, 2, DType::kBF16);
+  rms.Each(33, 0, 1, DType::kBF16);
+  ExpectCost(NormCost(NormKind::kRms, 7, 33, DType::kBF16), rms);
+  layer.Each(7 * 33, 7, 2, DType::kBF16);
+  layer.Each(33, 0, 2, DType::kBF16);
+  ExpectCost(NormCost(NormKind::kLayer, 7, 33, DType::kBF16), layer);
 }
 
-TEST(OpCostTest, AddRmsNormSavesReadingTheSumAgain) {
-  const OpCost add = AddCost(7, 33, DType::kBF16), norm = RmsNormCost(7, 33, DType::kBF16);
-  const OpCost fused = AddRmsNormCost(7, 33, DType::kBF16);
-  EXPECT_EQ(fused.flops, add.flops + norm.flops);
-  EXPECT_EQ(fused.bytes, add.bytes + norm.bytes - 7 * 33 * 2);
+TEST(OpCostTest, AddNormSavesReadingTheSumAgain) {
+  for (const NormKind kind : {NormKind::kRms, NormKind::kLayer}) {
+    const OpCost add = AddCost(7, 33, DType::kBF16), norm = NormCost(kind, 7, 33, DType::kBF16);
+    const OpCost fused = AddNormCost(kind, 7, 33, DType::kBF16);
+    EXPECT_EQ(fused.flops, add.flops + norm.flops);
+    EXPECT_EQ(fused.bytes, add.bytes + norm.bytes - 7 * 33 * 2);
+  }
+}
+
+TEST(OpCostTest, MatMulGeluSavesReadingAndStoringTheProductAgain) {
+  const OpCost product = MatMulCost(3, 20, 7, DType::kBF16, DType::kBF16);
+  const OpCost gelu = GeluCost(3, 20, DType::kBF16);
+  const OpCost fused = MatMulGeluCost(3, 20, 7, DType::kBF16, DType::kBF16);
+  LoopCount loop;
+  loop.Each(3 * 20, 8, 2, DType::kBF16);
+  ExpectCost(gelu, loop);
+  EXPECT_EQ(fused.flops, product.flops + gelu.flops);
+  EXPECT_EQ(fused.bytes, product.bytes);
 }
 
 TEST(OpCostTest, GatherRowsCopiesRowsAndReadsTheirIndices) {

@@ -80,9 +80,9 @@ class PeerCommunicator final : public SumCommunicator {
   void DoAllReduceSum(Stream& stream, TensorView data) override {
     PeerSum(cuda::NativeHandle(stream), group_, path_, data);
   }
-  void DoAllReduceAddRmsNorm(Stream& stream, TensorView data, TensorView residual,
-                             ConstTensorView weight, float eps, TensorView out) override {
-    PeerSumAddRmsNorm(cuda::NativeHandle(stream), group_, path_, data, residual, weight, eps, out);
+  void DoAllReduceAddNorm(Stream& stream, TensorView data, TensorView residual,
+                          const NormParams& norm, TensorView out) override {
+    PeerSumAddNorm(cuda::NativeHandle(stream), group_, path_, data, residual, norm, out);
   }
   const cuda::PeerGroup group_;
   const cuda::PeerPath path_;

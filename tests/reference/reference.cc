@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 
 namespace trireme::reference {
 
@@ -25,6 +26,22 @@ Doubles RmsNorm(const Doubles& x, const Doubles& weight, double eps) {
     for (size_t i = 0; i < h; ++i) squares += x[row + i] * x[row + i];
     const double rms = std::sqrt(squares / static_cast<double>(h) + eps);
     for (size_t i = 0; i < h; ++i) out[row + i] = x[row + i] / rms * weight[i];
+  }
+  return out;
+}
+
+Doubles LayerNorm(const Doubles& x, const Doubles& weight, const Doubles& bias, double eps) {
+  const size_t h = weight.size();
+  Doubles out(x.size());
+  for (size_t row = 0; row < x.size(); row += h) {
+    double mean = 0, variance = 0;
+    for (size_t i = 0; i < h; ++i) mean += x[row + i] / static_cast<double>(h);
+    for (size_t i = 0; i < h; ++i)
+      variance += (x[row + i] - mean) * (x[row + i] - mean) / static_cast<double>(h);
+    for (size_t i = 0; i < h; ++i) {
+      out[row + i] = (x[row + i] - mean) / std::sqrt(variance + eps) * weight[i];
+      if (!bias.empty()) out[row + i] += bias[i];
+    }
   }
   return out;
 }
@@ -61,6 +78,15 @@ Doubles RoundActivations(const Doubles& x, int64_t k) {
       const double step = std::ldexp(1.0, exponent - 3);
       out.push_back(std::nearbyint(q / step) * step * scale);  // ties to even
     }
+  }
+  return out;
+}
+
+Doubles Gelu(const Doubles& x) {
+  Doubles out;
+  for (const double a : x) {
+    const double inner = std::sqrt(2.0 / std::numbers::pi) * (a + 0.044715 * a * a * a);
+    out.push_back(0.5 * a * (1.0 + std::tanh(inner)));
   }
   return out;
 }

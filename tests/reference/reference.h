@@ -16,6 +16,9 @@ Doubles Embedding(const std::vector<int32_t>& ids, const Doubles& table, int64_t
 // x [T, H], weight [H].
 Doubles RmsNorm(const Doubles& x, const Doubles& weight, double eps);
 
+// bias [H] or empty.
+Doubles LayerNorm(const Doubles& x, const Doubles& weight, const Doubles& bias, double eps);
+
 // Elementwise.
 Doubles Add(const Doubles& x, const Doubles& delta);
 
@@ -25,6 +28,9 @@ Doubles MatMul(const Doubles& x, const Doubles& w, const Doubles& bias, int64_t 
 // x [T, K]: each row as e4m3 with the smallest power of two as its scale, of those from 2^-112 on,
 // that leaves nothing above 448. Finite x.
 Doubles RoundActivations(const Doubles& x, int64_t k);
+
+// Elementwise, by the hyperbolic tangent.
+Doubles Gelu(const Doubles& x);
 
 // gate_up [T, 2 I] -> [T, I].
 Doubles SiluAndMul(const Doubles& gate_up, int64_t intermediate);
