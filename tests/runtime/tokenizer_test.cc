@@ -118,8 +118,8 @@ TEST_P(FixtureTest, AgreesWithTheHuggingFaceLibrary) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Tokenizers, FixtureTest,
-                         testing::Values("gpt2", "llama3", "qwen", "mistral", "metaspace",
-                                         "splits"),
+                         testing::Values("gpt2", "starcoder2", "llama3", "qwen", "mistral",
+                                         "metaspace", "splits"),
                          [](const auto& info) { return std::string(info.param); });
 
 TEST(TokenizerTest, ByteLevelPiecesAreTheirBytes) {

@@ -81,6 +81,13 @@ def gpt2():
     return tokenizer
 
 
+def starcoder2():
+    """GPT-2's bytes with every digit a word of its own."""
+    steps = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
+                                     pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    return byte_level(steps, ["<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>"])
+
+
 def split_then_bytes(pattern):
     return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"),
                                     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -166,11 +173,11 @@ def cases_of(tokenizer, rng, with_random_ids):
 
 
 def main():
-    for build in (gpt2, llama3, qwen, mistral, metaspace, splits):
+    for build in (gpt2, starcoder2, llama3, qwen, mistral, metaspace, splits):
         name, tokenizer = build.__name__, build()
         tokenizer.save(str(HERE / f"{name}.json"), pretty=False)
         tokenizer = Tokenizer.from_file(str(HERE / f"{name}.json"))
-        cases = cases_of(tokenizer, random.Random(7), name in ("gpt2", "llama3", "qwen"))
+        cases = cases_of(tokenizer, random.Random(7), name in ("gpt2", "starcoder2", "llama3", "qwen"))
         lines = {key: [json.dumps(case) for case in value] for key, value in cases.items()}
         body = ",\n".join('"%s": [\n%s\n]' % (key, ",\n".join(value)) for key, value in lines.items())
         (HERE / f"{name}.cases.json").write_text("{%s}\n" % body)
