@@ -167,7 +167,8 @@ class Contents {
   Content Of(const WeightSpec& spec) {
     if (spec.name.ends_with("norm.weight")) return {};
     const bool residual = spec.name.find(".o_proj.") != std::string::npos ||
-                          spec.name.find(".down_proj.") != std::string::npos;
+                          spec.name.find(".down_proj.") != std::string::npos ||
+                          spec.name.find(".c_proj.") != std::string::npos;
     return {residual ? &residual_ : &plain_, RandomBits(seed_, tensors_++)};
   }
 

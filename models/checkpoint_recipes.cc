@@ -9,7 +9,7 @@
 namespace trireme {
 namespace {
 
-enum class Family { kLlama, kMistral, kQwen2, kQwen3 };
+enum class Family { kLlama, kMistral, kQwen2, kQwen3, kStarcoder2 };
 
 struct Recipe {
   const char* name;
@@ -42,6 +42,8 @@ constexpr Recipe kRecipes[] = {
      151643, 151643},
     {"mistral-7b", Family::kMistral, 4096, 14336, 32, 32, 8, 128, 32768, 32768, 1e6, 0, false, 1,
      2},
+    {"starcoder2-3b", Family::kStarcoder2, 3072, 12288, 30, 24, 2, 128, 49152, 16384,
+     999999.4420358813, 0, true, 0, 0},
     {"tinyllama-1.1b", Family::kLlama, 2048, 5632, 22, 32, 4, 64, 32000, 2048, 1e4, 0, false, 1, 2},
 };
 
@@ -60,6 +62,13 @@ ModelConfig ConfigOf(const Recipe& recipe) {
     case Family::kQwen3:
       config.architecture = "Qwen3ForCausalLM";
       break;
+    case Family::kStarcoder2:
+      config.architecture = "Starcoder2ForCausalLM";
+      config.norm = NormKind::kLayer;
+      config.mlp = MlpKind::kGelu;
+      config.output_bias = config.mlp_bias = true;
+      config.sliding_window = 4096;
+      break;
   }
   const bool qwen = recipe.family == Family::kQwen2 || recipe.family == Family::kQwen3;
   config.hidden_size = recipe.hidden;
@@ -70,10 +79,10 @@ ModelConfig ConfigOf(const Recipe& recipe) {
   config.head_dim = recipe.head_dim;
   config.vocab_size = recipe.vocab;
   config.max_positions = recipe.positions;
-  config.rms_norm_eps = qwen ? 1e-6 : 1e-5;
+  config.norm_eps = qwen ? 1e-6 : 1e-5;
   config.rope_theta = recipe.theta;
   if (recipe.llama3_factor > 0) config.rope_scaling = {recipe.llama3_factor, 1.0, 4.0, 8192};
-  config.qkv_bias = recipe.family == Family::kQwen2;
+  config.qkv_bias = recipe.family == Family::kQwen2 || recipe.family == Family::kStarcoder2;
   config.qk_norm = recipe.family == Family::kQwen3;
   config.tied_head = recipe.tied;
   config.dtype = DType::kBF16;
@@ -115,8 +124,9 @@ std::string ConfigJson(const ModelConfig& config) {
   out["head_dim"] = config.head_dim;
   out["vocab_size"] = config.vocab_size;
   out["max_position_embeddings"] = config.max_positions;
-  out["hidden_act"] = "silu";
-  out["rms_norm_eps"] = config.rms_norm_eps;
+  const bool starcoder2 = config.norm == NormKind::kLayer;
+  out["hidden_act"] = starcoder2 ? "gelu_pytorch_tanh" : "silu";
+  out[starcoder2 ? "norm_epsilon" : "rms_norm_eps"] = config.norm_eps;
   out["rope_theta"] = config.rope_theta;
   out["rope_scaling"] = nullptr;
   if (const RopeScaling& scaling = config.rope_scaling;
@@ -128,8 +138,12 @@ std::string ConfigJson(const ModelConfig& config) {
         {"high_freq_factor", scaling.high_freq_factor},
         {"original_max_position_embeddings", scaling.original_max_position_embeddings}};
   }
-  out["attention_bias"] = config.output_bias;
-  out["mlp_bias"] = config.mlp_bias;
+  if (starcoder2) {
+    out["use_bias"] = config.mlp_bias;
+  } else {
+    out["attention_bias"] = config.output_bias;
+    out["mlp_bias"] = config.mlp_bias;
+  }
   if (config.sliding_window > 0) {
     out["sliding_window"] = config.sliding_window;
     out["use_sliding_window"] = true;

@@ -27,7 +27,9 @@ constexpr int64_t kMaxTokenId = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMaxConfigBytes = 16 << 20;
 
 constexpr const char* kSupported =
-    "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM";
+    "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM and "
+    "Starcoder2ForCausalLM";
+constexpr const char* kStarcoder2 = "Starcoder2ForCausalLM";
 
 std::string ReadArchitecture(FieldReader& in) {
   const Json* list = in.Find("architectures");
@@ -37,7 +39,7 @@ std::string ReadArchitecture(FieldReader& in) {
   }
   const std::string name = list->front().get<std::string>();
   if (name != "LlamaForCausalLM" && name != "MistralForCausalLM" && name != "Qwen2ForCausalLM" &&
-      name != "Qwen3ForCausalLM") {
+      name != "Qwen3ForCausalLM" && name != kStarcoder2) {
     in.Unimplemented("architectures",
                      absl::StrCat(Quoted(name), " is not supported; supported are ", kSupported));
   }
@@ -53,7 +55,8 @@ void ReadSizes(FieldReader& in, ModelConfig& config) {
   config.vocab_size = in.Int("vocab_size", 1, kMaxVocab);
   config.max_positions = in.Int("max_position_embeddings", 1, kMaxPositions);
   config.head_dim = in.Int("head_dim", 2, kMaxHeadDim, 0);
-  config.rms_norm_eps = in.Real("rms_norm_eps", 1e-12, 1.0, 1e-6);
+  config.norm_eps = config.architecture == kStarcoder2 ? in.Real("norm_epsilon", 1e-12, 1.0, 1e-5)
+                                                       : in.Real("rms_norm_eps", 1e-12, 1.0, 1e-6);
   if (!in.status().ok()) return;
   if (config.num_heads % config.num_kv_heads != 0) {
     in.Invalid("num_key_value_heads",
@@ -117,8 +120,9 @@ void ReadRope(FieldReader& in, const std::string& file, ModelConfig& config) {
     in.Invalid("rope_scaling", "differs from rope_parameters; give one of the two");
 }
 
-// Mistral: a window on every layer. Qwen: on the layers from max_window_layers on, and only with
-// use_sliding_window. Newer files repeat the outcome as layer_types, which must then agree.
+// Mistral and StarCoder2: a window on every layer. Qwen: on the layers from max_window_layers on,
+// and only with use_sliding_window. Newer files repeat the outcome as layer_types, which must then
+// agree.
 void ReadSlidingWindow(FieldReader& in, ModelConfig& config) {
   const int64_t window = in.Int("sliding_window", 1, kMaxPositions, 0);
   const bool qwen = config.architecture.starts_with("Qwen");
@@ -154,7 +158,26 @@ void ReadSlidingWindow(FieldReader& in, ModelConfig& config) {
   }
 }
 
+// `what` the field must be, which is also what its absence means.
+void CheckName(FieldReader& in, const std::string& field, const std::string& what) {
+  const std::string name = in.String(field, what);
+  if (name == what) return;
+  in.Unimplemented(field, absl::StrCat(Quoted(name), " is not supported; must be ", Quoted(what)));
+}
+
+// LayerNorm, biases on all linear layers or none, and an MLP without a gate.
+void ReadStarcoder2(FieldReader& in, ModelConfig& config) {
+  config.norm = NormKind::kLayer;
+  config.mlp = MlpKind::kGelu;
+  config.qkv_bias = config.output_bias = config.mlp_bias = in.Bool("use_bias", true);
+  config.tied_head = in.Bool("tie_word_embeddings", true);
+  CheckName(in, "hidden_act", "gelu_pytorch_tanh");
+  CheckName(in, "norm_type", "layer_norm");
+  CheckName(in, "mlp_type", "default");
+}
+
 void ReadVariant(FieldReader& in, ModelConfig& config) {
+  if (config.architecture == kStarcoder2) return ReadStarcoder2(in, config);
   const bool attention_bias = in.Bool("attention_bias", false);
   if (config.architecture == "LlamaForCausalLM" || config.architecture == "Qwen3ForCausalLM") {
     config.qkv_bias = attention_bias;
@@ -164,11 +187,7 @@ void ReadVariant(FieldReader& in, ModelConfig& config) {
   if (config.architecture == "LlamaForCausalLM") config.mlp_bias = in.Bool("mlp_bias", false);
   config.qk_norm = config.architecture == "Qwen3ForCausalLM";
   config.tied_head = in.Bool("tie_word_embeddings", false);
-  const std::string activation = in.String("hidden_act", "silu");
-  if (activation != "silu" && activation != "swish") {
-    in.Unimplemented("hidden_act",
-                     absl::StrCat(Quoted(activation), " is not supported; must be \"silu\""));
-  }
+  if (in.String("hidden_act", "silu") != "swish") CheckName(in, "hidden_act", "silu");
 }
 
 void ReadDType(FieldReader& in, ModelConfig& config) {

@@ -1,5 +1,5 @@
 // ModelConfig: config.json of a Hugging Face decoder checkpoint as plain fields. Config decides,
-// not subclasses: Llama 2/3, Mistral, Qwen2 and Qwen3 are combinations of these fields.
+// not subclasses: Llama 2/3, Mistral, Qwen2, Qwen3 and StarCoder2 are combinations of these fields.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/dtype.h"
+#include "kernels/norm.h"
 
 namespace trireme {
 
@@ -18,6 +19,11 @@ struct RopeScaling {
   double low_freq_factor = 1.0;
   double high_freq_factor = 4.0;
   int64_t original_max_position_embeddings = 0;
+};
+
+enum class MlpKind : uint8_t {
+  kSwiGlu,  // down(silu(gate(x)) * up(x))
+  kGelu,    // down(gelu(up(x)))
 };
 
 struct ModelConfig {
@@ -30,11 +36,13 @@ struct ModelConfig {
   int64_t head_dim = 0;  // its own in Qwen3, else hidden_size / num_heads
   int64_t vocab_size = 0;
   int64_t max_positions = 0;
-  double rms_norm_eps = 1e-5;
+  NormKind norm = NormKind::kRms;  // kLayer: with a bias
+  double norm_eps = 1e-5;
+  MlpKind mlp = MlpKind::kSwiGlu;
   double rope_theta = 10000.0;
   RopeScaling rope_scaling;
-  bool qkv_bias = false;     // Qwen2, or attention_bias
-  bool output_bias = false;  // attention_bias of Llama puts one on o_proj too
+  bool qkv_bias = false;     // Qwen2, or attention_bias, or use_bias
+  bool output_bias = false;  // attention_bias of Llama, and use_bias, put one on o_proj too
   bool mlp_bias = false;
   bool qk_norm = false;                   // Qwen3
   bool tied_head = false;                 // lm_head is the embedding

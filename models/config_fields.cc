@@ -64,10 +64,12 @@ void CheckFlags(FieldReader& in, const ModelConfig& config) {
   // Biases that other runtimes know by these names. Qwen2 has those of q, k and v whatever
   // attention_bias says, as in transformers.
   if (config.architecture == "MistralForCausalLM") CheckFlag(in, config, "attention_bias", false);
-  if (config.architecture != "LlamaForCausalLM") CheckFlag(in, config, "mlp_bias", false);
+  const bool starcoder2 = config.architecture == "Starcoder2ForCausalLM";
+  if (starcoder2) CheckFlag(in, config, "attention_bias", config.qkv_bias);
+  CheckFlag(in, config, "mlp_bias", config.mlp_bias);
   CheckFlag(in, config, "qkv_bias", config.qkv_bias);
   CheckFlag(in, config, "bias", false);
-  CheckFlag(in, config, "use_bias", false);
+  CheckFlag(in, config, "use_bias", starcoder2 && config.mlp_bias);
   CheckFlag(in, config, "lm_head_bias", false);
   // Norms of queries and keys, gates of the heads' outputs, another order of layers, and attention
   // to what comes later (embedding models made from decoders).

@@ -7,23 +7,27 @@ void Decoder::Embed(Stream& stream, const Batch& batch, TensorView hidden) {
   groups_->tp->AllReduceSum(stream, hidden);
 }
 
+NormParams Decoder::ParamsOf(const NormWeights& norm) const {
+  return {.kind = config_.norm,
+          .weight = norm.weight.view(),
+          .bias = norm.bias.view(),
+          .eps = static_cast<float>(config_.norm_eps)};
+}
+
 void Decoder::Forward(Stream& stream, const Batch& batch, const KvCache& kv, TensorView hidden) {
-  const float eps = static_cast<float>(config_.rms_norm_eps);
   Communicator& tp = *groups_->tp;
   arena_.Reset();
   const TensorView normed = arena_.Allocate(dtype_, hidden.shape);
   const TensorView delta = arena_.Allocate(dtype_, hidden.shape);
-  Norm(stream, hidden, {.weight = layers_[0].input_norm.view(), .eps = eps}, normed);
+  Norm(stream, hidden, ParamsOf(layers_[0].input_norm), normed);
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
     Attention(stream, batch, layer, kv.Layer(static_cast<int64_t>(i), batch.page_tables), normed,
               delta);
-    tp.AllReduceAddNorm(stream, delta, hidden, {.weight = layer.post_norm.view(), .eps = eps},
-                        normed);
+    tp.AllReduceAddNorm(stream, delta, hidden, ParamsOf(layer.post_norm), normed);
     Mlp(stream, layer, normed, delta);
     if (i + 1 < layers_.size()) {
-      const TensorView next_norm = layers_[i + 1].input_norm.view();
-      tp.AllReduceAddNorm(stream, delta, hidden, {.weight = next_norm, .eps = eps}, normed);
+      tp.AllReduceAddNorm(stream, delta, hidden, ParamsOf(layers_[i + 1].input_norm), normed);
     } else {
       tp.AllReduceSum(stream, delta);
       Add(stream, hidden, delta);
@@ -37,7 +41,7 @@ void Decoder::Attention(Stream& stream, const Batch& batch, const Layer& layer, 
   const RopeParams rope{.cos_sin = cos_sin_.view(),
                         .q_norm = layer.q_norm.view(),
                         .k_norm = layer.k_norm.view(),
-                        .norm_eps = static_cast<float>(config_.rms_norm_eps)};
+                        .norm_eps = static_cast<float>(config_.norm_eps)};
   const size_t mark = arena_.used();
   const TensorView qkv = arena_.Allocate(dtype_, {tokens, (q_heads_ + 2 * kv_heads_) * head_dim});
   const TensorView attended = arena_.Allocate(dtype_, {tokens, q_heads_ * head_dim});
@@ -57,7 +61,8 @@ void Decoder::Mlp(Stream& stream, const Layer& layer, ConstTensorView normed, Te
   const int64_t tokens = normed.dim(0);
   const size_t mark = arena_.used();
   const TensorView activated = arena_.Allocate(dtype_, {tokens, intermediate_});
-  MatMulSwiGlu(stream, normed, *layer.gate_up, layer.gate_up_bias.view(), activated);
+  const auto up = config_.mlp == MlpKind::kSwiGlu ? MatMulSwiGlu : MatMulGelu;
+  up(stream, normed, *layer.gate_up, layer.gate_up_bias.view(), activated);
   MatMul(stream, activated, *layer.down, layer.down_bias.view(), delta);
   arena_.Rewind(mark);
 }
@@ -66,8 +71,7 @@ ConstTensorView Decoder::NormedRows(Stream& stream, const Batch& batch, ConstTen
   arena_.Reset();
   const TensorView rows = arena_.Allocate(dtype_, {batch.logit_count(), config_.hidden_size});
   GatherRows(stream, hidden, batch.logit_rows, rows);
-  const auto eps = static_cast<float>(config_.rms_norm_eps);
-  Norm(stream, rows, {.weight = final_norm_.view(), .eps = eps}, rows);
+  Norm(stream, rows, ParamsOf(final_norm_), rows);
   return rows;
 }
 

@@ -1,7 +1,7 @@
 // One pipeline stage of a decoder-only transformer on this tensor-parallel rank: Llama 2/3,
-// Mistral, Qwen2, Qwen3. The architecture is the config's fields; the forward pass is a page of ops
-// in the paper's order (Touvron et al. 2023; the tensor-parallel cut is Megatron-LM's, Shoeybi et
-// al. 2019, section 3). Used by one thread.
+// Mistral, Qwen2, Qwen3, StarCoder2. The architecture is the config's fields; the forward pass is a
+// page of ops in the paper's order (Touvron et al. 2023; the tensor-parallel cut is Megatron-LM's,
+// Shoeybi et al. 2019, section 3). Used by one thread.
 #pragma once
 
 #include <functional>
@@ -77,11 +77,15 @@ class Decoder {
   const ModelConfig& config() const { return config_; }
 
  private:
+  // [H] each; an RMSNorm has no bias.
+  struct NormWeights {
+    Tensor weight, bias;
+  };
   struct Layer {
-    Tensor input_norm, post_norm;           // [H]
+    NormWeights input_norm, post_norm;
     std::unique_ptr<LinearWeight> qkv;      // [(Hq + 2 Hkv) D, H]
     std::unique_ptr<LinearWeight> o;        // [H, Hq D]
-    std::unique_ptr<LinearWeight> gate_up;  // [2 I, H]
+    std::unique_ptr<LinearWeight> gate_up;  // [2 I, H], or without a gate [I, H]
     std::unique_ptr<LinearWeight> down;     // [H, I]
     Tensor qkv_bias, o_bias, gate_up_bias, down_bias;
     Tensor q_norm, k_norm;  // [D]
@@ -90,6 +94,7 @@ class Decoder {
   class Builder;  // loads; in decoder_load.cc
 
   Decoder() = default;
+  NormParams ParamsOf(const NormWeights& norm) const;
   // Each leaves this rank's part of delta [T, H]: the sum over ranks is the caller's.
   void Attention(Stream& stream, const Batch& batch, const Layer& layer, const PagedKv& kv,
                  ConstTensorView normed, TensorView delta);
@@ -104,7 +109,7 @@ class Decoder {
   int64_t weight_bytes_ = 0;
   std::shared_ptr<const LinearWeight> embedding_;  // [V / tp, H], first stage
   std::vector<Layer> layers_;
-  Tensor final_norm_;                         // last stage
+  NormWeights final_norm_;                    // last stage
   std::shared_ptr<const LinearWeight> head_;  // [V / tp, H], last stage; may be the embedding
   Tensor cos_sin_;                            // [max_positions, D] f32
   Arena arena_;                               // activations of one call

@@ -38,6 +38,11 @@ class Decoder::Builder {
     return absl::OkStatus();
   }
 
+  absl::Status Norm(const WeightSpec& weight, const WeightSpec& bias, NormWeights& out) {
+    RETURN_IF_ERROR(Vector({&weight}, out.weight));
+    return Vector({&bias}, out.bias);
+  }
+
   // Matrices stacked by rows. Pointer is a unique_ptr or a shared_ptr.
   template <typename Pointer>
   absl::Status Linear(const std::vector<const WeightSpec*>& specs, Pointer& out) {
@@ -71,7 +76,7 @@ class Decoder::Builder {
   }
 
   absl::Status LoadLayer(int64_t index, const LayerWeightSpecs& specs, Layer& layer) {
-    RETURN_IF_ERROR(Vector({&specs.input_norm}, layer.input_norm));
+    RETURN_IF_ERROR(Norm(specs.input_norm, specs.input_norm_bias, layer.input_norm));
     const DType type = options_.quantization == Quantization::kFp8 ? DType::kE4M3 : decoder_.dtype_;
     // Of the whole rows of o and down, where they are cut.
     const int64_t at = 2 * (index - decoder_.layer_range_.begin) * decoder_.config_.hidden_size;
@@ -79,15 +84,19 @@ class Decoder::Builder {
     const float* o_maxima = cut ? options_.row_maxima.data() + at : nullptr;
     const float* down_maxima = cut ? o_maxima + decoder_.config_.hidden_size : nullptr;
     constexpr LinearUse kPlain = LinearUse::kMatMul, kGated = LinearUse::kMatMulSwiGlu;
+    const bool gated = decoder_.config_.mlp == MlpKind::kSwiGlu;
+    std::vector<const WeightSpec*> up = {&specs.up}, up_bias = {&specs.up_bias};
+    if (gated)
+      up.insert(up.begin(), &specs.gate), up_bias.insert(up_bias.begin(), &specs.gate_bias);
     RETURN_IF_ERROR(Linear({&specs.q, &specs.k, &specs.v}, layer.qkv, type, kPlain, nullptr));
     RETURN_IF_ERROR(Vector({&specs.q_bias, &specs.k_bias, &specs.v_bias}, layer.qkv_bias));
     RETURN_IF_ERROR(Vector({&specs.q_norm}, layer.q_norm));
     RETURN_IF_ERROR(Vector({&specs.k_norm}, layer.k_norm));
     RETURN_IF_ERROR(Linear({&specs.o}, layer.o, type, kPlain, o_maxima));
     RETURN_IF_ERROR(BiasOnce(specs.o_bias, layer.o_bias));
-    RETURN_IF_ERROR(Vector({&specs.post_norm}, layer.post_norm));
-    RETURN_IF_ERROR(Linear({&specs.gate, &specs.up}, layer.gate_up, type, kGated, nullptr));
-    RETURN_IF_ERROR(Vector({&specs.gate_bias, &specs.up_bias}, layer.gate_up_bias));
+    RETURN_IF_ERROR(Norm(specs.post_norm, specs.post_norm_bias, layer.post_norm));
+    RETURN_IF_ERROR(Linear(up, layer.gate_up, type, gated ? kGated : kPlain, nullptr));
+    RETURN_IF_ERROR(Vector(up_bias, layer.gate_up_bias));
     RETURN_IF_ERROR(Linear({&specs.down}, layer.down, type, kPlain, down_maxima));
     RETURN_IF_ERROR(BiasOnce(specs.down_bias, layer.down_bias));
     layer.attention.scale = 1.0f / std::sqrt(static_cast<float>(decoder_.config_.head_dim));
@@ -230,7 +239,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const ModelConfig& config
   decoder->vocabulary_ = PieceOfSpec(specs.head, tp, tp_size);
   decoder->q_heads_ = PieceOfSpec(specs.layers[0].q, tp, tp_size).size() / config.head_dim;
   decoder->kv_heads_ = PieceOfSpec(specs.layers[0].k, tp, tp_size).size() / config.head_dim;
-  decoder->intermediate_ = PieceOfSpec(specs.layers[0].gate, tp, tp_size).size();
+  decoder->intermediate_ = PieceOfSpec(specs.layers[0].up, tp, tp_size).size();
   Builder builder(*decoder, loader, stream, options);
   const bool head_is_embedding = config.tied_head && groups.first_stage();
   if (groups.first_stage()) builder.Expect(specs.embedding);
@@ -238,7 +247,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const ModelConfig& config
     for (const WeightSpec& spec : SpecsOfLayer(specs.layers[i])) builder.Expect(spec);
   }
   if (groups.last_stage()) {
-    builder.Expect(specs.final_norm);
+    for (const WeightSpec& spec : SpecsOfFinalNorm(specs)) builder.Expect(spec);
     if (!head_is_embedding) builder.Expect(specs.head);
   }
   if (groups.first_stage()) {
@@ -251,7 +260,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Load(const ModelConfig& config
     RETURN_IF_ERROR(builder.LoadLayer(index, specs.layers[index], decoder->layers_[i]));
   }
   if (groups.last_stage()) {
-    RETURN_IF_ERROR(builder.Vector({&specs.final_norm}, decoder->final_norm_));
+    RETURN_IF_ERROR(builder.Norm(specs.final_norm, specs.final_norm_bias, decoder->final_norm_));
     if (head_is_embedding) {
       decoder->head_ = decoder->embedding_;
     } else {

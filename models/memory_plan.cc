@@ -102,7 +102,10 @@ std::vector<RankBytes> PlanRankBytes(const ModelConfig& config, const Topology& 
     bytes.layers = stages[stage];
     bytes.parameters = bytes.layers.size() * LayerElements(layer, tp, parts);
     if (first) bytes.parameters += PieceElements(specs.embedding, tp, parts);
-    if (last) bytes.parameters += PieceElements(specs.final_norm, tp, parts);
+    if (last) {
+      for (const WeightSpec& spec : SpecsOfFinalNorm(specs))
+        bytes.parameters += PieceElements(spec, tp, parts);
+    }
     if (last && !(first && config.tied_head))
       bytes.parameters += PieceElements(specs.head, tp, parts);
     bytes.weight_bytes = bytes.parameters * size;
@@ -135,7 +138,7 @@ int64_t ArenaBytes(const ModelConfig& config, int tp_index, int tp_size, DType d
   };
   const int64_t hidden = config.hidden_size;
   const int64_t attention = 2 * columns(layer.q) + 2 * columns(layer.k);  // qkv, attended
-  const int64_t mlp = columns(layer.gate);                                // activated
+  const int64_t mlp = columns(layer.up);                                  // activated
   // Up to two tensors share each of these: room for both their alignments.
   const auto footprint = [&](int64_t rows, int64_t width) {
     return static_cast<int64_t>(Arena::Footprint(dtype, {rows, width})) + 512;
@@ -147,8 +150,9 @@ int64_t ArenaBytes(const ModelConfig& config, int tp_index, int tp_size, DType d
 
 int64_t TotalParameters(const ModelConfig& config) {
   const int64_t vocabulary = config.vocab_size * config.hidden_size;
+  const int64_t final_norm = config.hidden_size * (config.norm == NormKind::kLayer ? 2 : 1);
   return config.num_layers * LayerElements(AnyLayer(config), 0, 1) +
-         vocabulary * (config.tied_head ? 1 : 2) + config.hidden_size;
+         vocabulary * (config.tied_head ? 1 : 2) + final_norm;
 }
 
 }  // namespace trireme

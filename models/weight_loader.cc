@@ -200,7 +200,8 @@ absl::Status WeightLoader::Check(const std::vector<WeightSpec>& specs) const {
     first.Update(absl::InvalidArgumentError(
         absl::StrCat(model_dir_, ": tensor ", Quoted(name), " in ", BaseName(located.file->path()),
                      " is none that config.json asks for: correct config.json (num_hidden_layers, "
-                     "attention_bias, mlp_bias, architectures), or take the tensor out")));
+                     "attention_bias, mlp_bias, use_bias, architectures), or take the tensor "
+                     "out")));
   }
   if (problems <= 1) return first;
   return absl::Status(first.code(), absl::StrCat(first.message(), " (and ", problems - 1,

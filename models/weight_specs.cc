@@ -28,6 +28,9 @@ LayerWeightSpecs LayerSpecs(const ModelConfig& c, int64_t layer) {
   const int64_t q_rows = c.num_heads * d, kv_rows = c.num_kv_heads * d;
   const std::string q_fields = "num_attention_heads * head_dim",
                     kv_fields = "num_key_value_heads * head_dim";
+  const bool gated = c.mlp == MlpKind::kSwiGlu;
+  const std::string up = m + (gated ? "up_proj" : "c_fc"),
+                    down = m + (gated ? "down_proj" : "c_proj");
   LayerWeightSpecs out;
   out.input_norm = Whole(p + "input_layernorm.weight", {h}, "hidden_size");
   out.q = Heads(a + "q_proj.weight", {q_rows, h}, Split::kRows, d, q_fields + ", hidden_size");
@@ -35,9 +38,14 @@ LayerWeightSpecs LayerSpecs(const ModelConfig& c, int64_t layer) {
   out.v = KvHeads(a + "v_proj.weight", {kv_rows, h}, d, kv_fields + ", hidden_size");
   out.o = Heads(a + "o_proj.weight", {h, q_rows}, Split::kCols, d, "hidden_size, " + q_fields);
   out.post_norm = Whole(p + "post_attention_layernorm.weight", {h}, "hidden_size");
-  out.gate = Cut(m + "gate_proj.weight", {f, h}, Split::kRows, "intermediate_size, hidden_size");
-  out.up = Cut(m + "up_proj.weight", {f, h}, Split::kRows, "intermediate_size, hidden_size");
-  out.down = Cut(m + "down_proj.weight", {h, f}, Split::kCols, "hidden_size, intermediate_size");
+  if (gated)
+    out.gate = Cut(m + "gate_proj.weight", {f, h}, Split::kRows, "intermediate_size, hidden_size");
+  out.up = Cut(up + ".weight", {f, h}, Split::kRows, "intermediate_size, hidden_size");
+  out.down = Cut(down + ".weight", {h, f}, Split::kCols, "hidden_size, intermediate_size");
+  if (c.norm == NormKind::kLayer) {
+    out.input_norm_bias = Whole(p + "input_layernorm.bias", {h}, "hidden_size");
+    out.post_norm_bias = Whole(p + "post_attention_layernorm.bias", {h}, "hidden_size");
+  }
   if (c.qkv_bias) {
     out.q_bias = Heads(a + "q_proj.bias", {q_rows}, Split::kRows, d, q_fields);
     out.k_bias = KvHeads(a + "k_proj.bias", {kv_rows}, d, kv_fields);
@@ -50,9 +58,18 @@ LayerWeightSpecs LayerSpecs(const ModelConfig& c, int64_t layer) {
     out.k_norm = Whole(a + "k_norm.weight", {d}, "head_dim");
   }
   if (c.mlp_bias) {
-    out.gate_bias = Cut(m + "gate_proj.bias", {f}, Split::kRows, "intermediate_size");
-    out.up_bias = Cut(m + "up_proj.bias", {f}, Split::kRows, "intermediate_size");
-    out.down_bias = Whole(m + "down_proj.bias", {h}, "hidden_size");
+    if (gated) out.gate_bias = Cut(m + "gate_proj.bias", {f}, Split::kRows, "intermediate_size");
+    out.up_bias = Cut(up + ".bias", {f}, Split::kRows, "intermediate_size");
+    out.down_bias = Whole(down + ".bias", {h}, "hidden_size");
+  }
+  return out;
+}
+
+// Those that have a name.
+std::vector<WeightSpec> Present(std::initializer_list<const WeightSpec*> specs) {
+  std::vector<WeightSpec> out;
+  for (const WeightSpec* spec : specs) {
+    if (!spec->name.empty()) out.push_back(*spec);
   }
   return out;
 }
@@ -67,6 +84,8 @@ DecoderWeightSpecs WeightSpecsOf(const ModelConfig& config) {
   for (int64_t layer = 0; layer < config.num_layers; ++layer)
     out.layers.push_back(LayerSpecs(config, layer));
   out.final_norm = Whole("model.norm.weight", {config.hidden_size}, "hidden_size");
+  if (config.norm == NormKind::kLayer)
+    out.final_norm_bias = Whole("model.norm.bias", {config.hidden_size}, "hidden_size");
   out.head = config.tied_head
                  ? out.embedding
                  : Cut("lm_head.weight", vocabulary, Split::kRows, "vocab_size, hidden_size");
@@ -74,18 +93,22 @@ DecoderWeightSpecs WeightSpecsOf(const ModelConfig& config) {
 }
 
 std::vector<const WeightSpec*> LinearSpecsOf(const LayerWeightSpecs& layer) {
-  return {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down};
+  std::vector<const WeightSpec*> out = {&layer.q, &layer.k, &layer.v, &layer.o};
+  if (!layer.gate.name.empty()) out.push_back(&layer.gate);
+  out.insert(out.end(), {&layer.up, &layer.down});
+  return out;
 }
 
 std::vector<WeightSpec> SpecsOfLayer(const LayerWeightSpecs& layer) {
-  std::vector<WeightSpec> out;
-  for (const WeightSpec* spec :
-       {&layer.input_norm, &layer.q, &layer.q_bias, &layer.k, &layer.k_bias, &layer.v,
-        &layer.v_bias, &layer.q_norm, &layer.k_norm, &layer.o, &layer.o_bias, &layer.post_norm,
-        &layer.gate, &layer.gate_bias, &layer.up, &layer.up_bias, &layer.down, &layer.down_bias}) {
-    if (!spec->name.empty()) out.push_back(*spec);
-  }
-  return out;
+  return Present({&layer.input_norm, &layer.input_norm_bias, &layer.q,    &layer.q_bias,
+                  &layer.k,          &layer.k_bias,          &layer.v,    &layer.v_bias,
+                  &layer.q_norm,     &layer.k_norm,          &layer.o,    &layer.o_bias,
+                  &layer.post_norm,  &layer.post_norm_bias,  &layer.gate, &layer.gate_bias,
+                  &layer.up,         &layer.up_bias,         &layer.down, &layer.down_bias});
+}
+
+std::vector<WeightSpec> SpecsOfFinalNorm(const DecoderWeightSpecs& specs) {
+  return Present({&specs.final_norm, &specs.final_norm_bias});
 }
 
 std::vector<WeightSpec> AllWeightSpecs(const ModelConfig& config) {
@@ -94,7 +117,7 @@ std::vector<WeightSpec> AllWeightSpecs(const ModelConfig& config) {
   for (const LayerWeightSpecs& layer : specs.layers) {
     for (WeightSpec& spec : SpecsOfLayer(layer)) out.push_back(std::move(spec));
   }
-  out.push_back(specs.final_norm);
+  for (WeightSpec& spec : SpecsOfFinalNorm(specs)) out.push_back(std::move(spec));
   if (!config.tied_head) out.push_back(specs.head);
   return out;
 }

@@ -38,18 +38,21 @@ struct WeightSpec {
 // Which part of the model a tensor belongs to.
 struct LayerWeightSpecs {
   // An empty name means that this model has no such tensor.
-  WeightSpec input_norm, q, k, v, q_bias, k_bias, v_bias, q_norm, k_norm, o, o_bias, post_norm,
-      gate, up, down, gate_bias, up_bias, down_bias;
+  WeightSpec input_norm, input_norm_bias, q, k, v, q_bias, k_bias, v_bias, q_norm, k_norm, o,
+      o_bias, post_norm, post_norm_bias, gate, up, down, gate_bias, up_bias, down_bias;
 };
 struct DecoderWeightSpecs {
   WeightSpec embedding;                  // [V, H]
   std::vector<LayerWeightSpecs> layers;  // all layers of the model
   WeightSpec final_norm;                 // [H]
+  WeightSpec final_norm_bias;            // [H], or without a name
   WeightSpec head;                       // [V, H]; the embedding again when tied
 };
 DecoderWeightSpecs WeightSpecsOf(const ModelConfig& config);
 // The linear layers of one layer, those that quantisation is for.
 std::vector<const WeightSpec*> LinearSpecsOf(const LayerWeightSpecs& layer);
+// The final norm's specs, without empty ones.
+std::vector<WeightSpec> SpecsOfFinalNorm(const DecoderWeightSpecs& specs);
 // All specs of the whole model, in file order, without empty ones and without the tied head's
 // second mention.
 std::vector<WeightSpec> AllWeightSpecs(const ModelConfig& config);

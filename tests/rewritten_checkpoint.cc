@@ -31,7 +31,7 @@ void RewriteCheckpoint(const std::string& from, const std::string& to,
 
 void WriteDequantizedCheckpoint(const std::string& from, const std::string& to) {
   RewriteCheckpoint(from, to, [](const WeightSpec& spec, std::vector<float>* values) {
-    const bool linear = spec.name.find("_proj.weight") != std::string::npos;
+    const bool linear = spec.shape.rank == 2 && spec.name.starts_with("model.layers.");
     if (!linear) return;
     const int64_t columns = spec.shape[1];
     std::vector<E4M3> codes(columns);

@@ -71,7 +71,8 @@ TEST(MutationTest, SafetensorsHeader) {
 
 TEST(MutationTest, Config) {
   std::vector<std::string> seeds;
-  for (const char* model : {"tiny-llama3", "tiny-qwen2", "tiny-qwen3", "tiny-mistral-swa"}) {
+  for (const char* model :
+       {"tiny-llama3", "tiny-qwen2", "tiny-qwen3", "tiny-mistral-swa", "tiny-starcoder2"}) {
     seeds.push_back(SourceFile(std::string("tests/golden/") + model + "/config.json"));
   }
   seeds.push_back(

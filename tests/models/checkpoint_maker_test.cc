@@ -29,7 +29,7 @@ std::vector<float> LoadWhole(WeightLoader& loader, const WeightSpec& spec) {
 }
 
 TEST(CheckpointMakerTest, EveryRecipeIsAConfigThatReadsBack) {
-  ASSERT_EQ(CheckpointRecipeNames().size(), 11u);
+  ASSERT_EQ(CheckpointRecipeNames().size(), 12u);
   for (const std::string& name : CheckpointRecipeNames()) {
     const auto config = CheckpointRecipeConfig(name);
     ASSERT_TRUE(config.ok()) << config.status();
@@ -40,6 +40,10 @@ TEST(CheckpointMakerTest, EveryRecipeIsAConfigThatReadsBack) {
     EXPECT_EQ(TotalParameters(*again), TotalParameters(*config));
     EXPECT_EQ(again->qkv_bias, config->qkv_bias);
     EXPECT_EQ(again->qk_norm, config->qk_norm);
+    EXPECT_EQ(again->norm, config->norm);
+    EXPECT_EQ(again->norm_eps, config->norm_eps);
+    EXPECT_EQ(again->mlp, config->mlp);
+    EXPECT_EQ(again->SlidingWindow(0), config->SlidingWindow(0));
     EXPECT_EQ(RopeFrequencies(*again), RopeFrequencies(*config));
     EXPECT_EQ(again->eos_token_ids, config->eos_token_ids);
   }
@@ -128,7 +132,8 @@ TEST(CheckpointMakerTest, RefusalsAreOneLine) {
       MakeCheckpoint(recipe), kInvalid,
       "no model called \"gpt-5\" is known; known are llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, "
       "llama-3.1-70b, "
-      "qwen3-0.6b, qwen3-1.7b, qwen3-8b, qwen2.5-0.5b, qwen2.5-7b, mistral-7b, tinyllama-1.1b");
+      "qwen3-0.6b, qwen3-1.7b, qwen3-8b, qwen2.5-0.5b, qwen2.5-7b, mistral-7b, starcoder2-3b, "
+      "tinyllama-1.1b");
   recipe = Small(dir / "x");
   recipe.layers = 5000;
   ExpectError(MakeCheckpoint(recipe), kInvalid,

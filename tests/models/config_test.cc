@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "models/weights.h"
 #include "tests/models/temp_dir.h"
 
 namespace trireme {
@@ -33,7 +34,7 @@ TEST(ConfigTest, Llama3) {
   EXPECT_EQ(config->head_dim, 16);
   EXPECT_EQ(config->vocab_size, 512);
   EXPECT_EQ(config->max_positions, 512);
-  EXPECT_EQ(config->rms_norm_eps, 1e-5);
+  EXPECT_EQ(config->norm_eps, 1e-5);
   EXPECT_EQ(config->rope_theta, 500000.0);
   EXPECT_EQ(config->rope_scaling.factor, 8.0);
   EXPECT_EQ(config->rope_scaling.original_max_position_embeddings, 64);
@@ -61,6 +62,31 @@ TEST(ConfigTest, Variants) {
   ASSERT_TRUE(mistral.ok()) << mistral.status();
   EXPECT_EQ(mistral->SlidingWindow(0), 16);
   EXPECT_EQ(mistral->SlidingWindow(3), 16);
+}
+
+TEST(ConfigTest, Starcoder2) {
+  const auto config = LoadModelConfig(GoldenDir("tiny-starcoder2"));
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->norm, NormKind::kLayer);
+  EXPECT_EQ(config->norm_eps, 1e-5);
+  EXPECT_EQ(config->mlp, MlpKind::kGelu);
+  EXPECT_TRUE(config->qkv_bias && config->output_bias && config->mlp_bias && config->tied_head);
+  EXPECT_EQ(config->SlidingWindow(0), 16);
+  // What the published files leave out, and a model without biases.
+  Json json = Golden("tiny-starcoder2");
+  for (const char* field :
+       {"tie_word_embeddings", "hidden_act", "norm_epsilon", "norm_type", "mlp_type"})
+    json.erase(field);
+  json["use_bias"] = false;
+  json["sliding_window"] = nullptr;
+  const auto other = Parse(json);
+  ASSERT_TRUE(other.ok()) << other.status();
+  EXPECT_TRUE(other->tied_head);
+  EXPECT_EQ(other->norm_eps, 1e-5);
+  EXPECT_FALSE(other->qkv_bias || other->output_bias || other->mlp_bias);
+  EXPECT_EQ(other->SlidingWindow(0), 0);
+  // Norms have theirs in any case.
+  EXPECT_EQ(WeightSpecsOf(*other).final_norm_bias.name, "model.norm.bias");
 }
 
 TEST(ConfigTest, SlidingWindowOfQwenStartsAtMaxWindowLayers) {
@@ -114,7 +140,7 @@ TEST(ConfigTest, DefaultsOfAbsentAndNullFields) {
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->num_kv_heads, 8);
   EXPECT_EQ(config->head_dim, 16);
-  EXPECT_EQ(config->rms_norm_eps, 1e-6);
+  EXPECT_EQ(config->norm_eps, 1e-6);
   EXPECT_EQ(config->rope_theta, 10000.0);
   EXPECT_FALSE(config->tied_head);
   EXPECT_EQ(config->dtype, DType::kF32);
@@ -260,8 +286,7 @@ TEST(ConfigTest, EachBadFieldIsNamed) {
        {"A\nB"},
        kUnimplemented,
        "architectures: \"A\\x0aB\" is not supported; supported are LlamaForCausalLM, "
-       "MistralForCausalLM, "
-       "Qwen2ForCausalLM and Qwen3ForCausalLM"},
+       "MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM and Starcoder2ForCausalLM"},
   };
   for (const Refusal& refusal : refusals) {
     Json json = Golden("tiny-llama3");
@@ -323,6 +348,13 @@ TEST(ConfigTest, FieldsOfOtherMathsAreRefused) {
        {"full_attention", "sliding_attention"},
        "differs from what num_hidden_layers, use_sliding_window, sliding_window and "
        "max_window_layers say; only those patterns are supported"},
+      {"tiny-starcoder2", "hidden_act", "gelu",
+       "\"gelu\" is not supported; must be \"gelu_pytorch_tanh\""},
+      {"tiny-starcoder2", "norm_type", "rms_norm",
+       "\"rms_norm\" is not supported; must be \"layer_norm\""},
+      {"tiny-starcoder2", "mlp_type", "gated", "\"gated\" is not supported; must be \"default\""},
+      {"tiny-starcoder2", "mlp_bias", false,
+       "is false; only true is supported for a Starcoder2ForCausalLM"},
       {"tiny-llama3",
        "compression_config",
        {{"format", "pack-quantized"}},
@@ -404,8 +436,7 @@ TEST(ConfigTest, OtherArchitecturesAreRefusedByName) {
     ExpectError(LoadModelConfig(GoldenDir(model)).status(), absl::StatusCode::kUnimplemented,
                 GoldenDir(model) + "/config.json: architectures: \"" + architecture +
                     "\" is not supported; supported are LlamaForCausalLM, MistralForCausalLM, "
-                    "Qwen2ForCausalLM and "
-                    "Qwen3ForCausalLM");
+                    "Qwen2ForCausalLM, Qwen3ForCausalLM and Starcoder2ForCausalLM");
   }
 }
 

@@ -84,9 +84,9 @@ struct DecoderCase {
 std::vector<DecoderCase> DecoderCases() {
   std::vector<DecoderCase> cases;
   for (const DeviceCase& device : DeviceCases()) {
-    for (const char* model :
-         {"stories260K", "tiny-llama3", "tiny-qwen2", "tiny-qwen3", "tiny-mistral-swa"}) {
-      // The emulator takes 15 s for its 1,000 tokens, and the other four do not leave anything out.
+    for (const char* model : {"stories260K", "tiny-llama3", "tiny-qwen2", "tiny-qwen3",
+                              "tiny-mistral-swa", "tiny-starcoder2"}) {
+      // The emulator takes 15 s for its 1,000 tokens, and the others do not leave anything out.
       if (device.host_cuda && std::string(model) == "stories260K") continue;
       cases.push_back({device, model});
     }

@@ -28,6 +28,7 @@ TEST(MemoryPlanTest, TotalParameters) {
   EXPECT_EQ(TotalParameters(Golden("tiny-qwen2")), 218176);
   EXPECT_EQ(TotalParameters(Golden("tiny-qwen3")), 263232);
   EXPECT_EQ(TotalParameters(Golden("tiny-mistral-swa")), 238528);
+  EXPECT_EQ(TotalParameters(Golden("tiny-starcoder2")), 216384);
   EXPECT_EQ(TotalParameters(Named("llama-3.2-1b")), 1235814400);
   EXPECT_EQ(TotalParameters(Named("llama-3.2-3b")), 3212749824);
   EXPECT_EQ(TotalParameters(Named("llama-3.1-8b")), 8030261248);
@@ -39,6 +40,7 @@ TEST(MemoryPlanTest, TotalParameters) {
   EXPECT_EQ(TotalParameters(Named("qwen2.5-7b")), 7615616512);
   EXPECT_EQ(TotalParameters(Named("mistral-7b")), 7248023552);
   EXPECT_EQ(TotalParameters(Named("tinyllama-1.1b")), 1100048384);
+  EXPECT_EQ(TotalParameters(Named("starcoder2-3b")), 3030371328);
 }
 
 TEST(MemoryPlanTest, OneRankHoldsTheModel) {
@@ -70,9 +72,20 @@ TEST(MemoryPlanTest, QuantizedLinearLayers) {
   EXPECT_EQ(sum, plan({1, 1, 1})[0].weight_bytes + norms + 4 * 32 * 2 * 4096);
 }
 
+// Without a gate there are two matrices in an MLP, and biases stay as they are.
+TEST(MemoryPlanTest, QuantizedLayersWithoutAGate) {
+  const ModelConfig config = Named("starcoder2-3b");
+  const int64_t qkv_rows = 3072 + 2 * 256, mlp = 12288;
+  const int64_t elements = 30 * (qkv_rows * 3072 + 3072 * 3072 + 2 * mlp * 3072);
+  const int64_t rows = 30 * (qkv_rows + 3072 + mlp + 3072);
+  EXPECT_EQ(PlanRankBytes(config, {1, 1, 1}, DType::kBF16, {}, Quantization::kFp8)[0].weight_bytes,
+            2 * (TotalParameters(config) - elements) + elements + 4 * rows);
+}
+
 // What a loader reads for a rank is what the plan says, tensor by tensor.
 TEST(MemoryPlanTest, AgreesWithTheBytesThatARankReads) {
-  for (const char* model : {"tiny-llama3", "tiny-qwen2", "tiny-qwen3", "tiny-mistral-swa"}) {
+  for (const char* model :
+       {"tiny-llama3", "tiny-qwen2", "tiny-qwen3", "tiny-mistral-swa", "tiny-starcoder2"}) {
     const ModelConfig config = Golden(model);
     const DecoderWeightSpecs specs = WeightSpecsOf(config);
     for (const Topology topology :
@@ -85,7 +98,7 @@ TEST(MemoryPlanTest, AgreesWithTheBytesThatARankReads) {
           for (const WeightSpec& spec : SpecsOfLayer(specs.layers[i])) mine.push_back(spec);
         }
         if (stage == topology.pp_size - 1) {
-          mine.push_back(specs.final_norm);
+          for (const WeightSpec& spec : SpecsOfFinalNorm(specs)) mine.push_back(spec);
           if (!config.tied_head || topology.pp_size > 1) mine.push_back(specs.head);
         }
         auto loader = WeightLoader::Open(GoldenDir(model));

@@ -21,9 +21,15 @@ namespace {
 
 constexpr int64_t kTokens = 5, kPageSize = 8;
 
-ModelConfig Config(DType dtype) {
+// RMSNorm and SwiGLU, or LayerNorm, biases everywhere and GELU.
+ModelConfig Config(DType dtype, bool starcoder2) {
   ModelConfig config;
-  config.architecture = "LlamaForCausalLM";
+  config.architecture = starcoder2 ? "Starcoder2ForCausalLM" : "LlamaForCausalLM";
+  if (starcoder2) {
+    config.norm = NormKind::kLayer;
+    config.mlp = MlpKind::kGelu;
+    config.qkv_bias = config.output_bias = config.mlp_bias = true;
+  }
   config.hidden_size = 64;
   config.intermediate_size = 96;
   config.num_layers = 2;
@@ -156,11 +162,12 @@ class Rank {
   Batch batch_;
 };
 
-class PeerDecoderTest : public ::testing::TestWithParam<DType> {};
+class PeerDecoderTest : public ::testing::TestWithParam<std::tuple<DType, bool>> {};
 
 TEST_P(PeerDecoderTest, HasTheBitsOfPlainSums) {
   const TempDir dir;
-  const ModelConfig config = Config(GetParam());
+  const auto [dtype, starcoder2] = GetParam();
+  const ModelConfig config = Config(dtype, starcoder2);
   WriteRandomCheckpoint(dir.path(), config);
   std::vector<int> sizes = {2, 4};
   if (kThreadSanitizer) sizes = {2};  // it holds a megabyte for each thread of each block
@@ -198,8 +205,13 @@ TEST_P(PeerDecoderTest, HasTheBitsOfPlainSums) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, PeerDecoderTest,
-                         ::testing::Values(DType::kF32, DType::kBF16, DType::kF16),
-                         [](const auto& info) { return std::string(Name(info.param)); });
+                         ::testing::Combine(::testing::Values(DType::kF32, DType::kBF16,
+                                                              DType::kF16),
+                                            ::testing::Bool()),
+                         [](const auto& info) {
+                           return std::string(Name(std::get<0>(info.param))) +
+                                  (std::get<1>(info.param) ? "_starcoder2" : "_llama");
+                         });
 
 }  // namespace
 }  // namespace trireme

@@ -203,8 +203,8 @@ TEST(SafetensorsWriterTest, FileSizeLimitIsAnErrorThatNamesTheFile) {
 }
 
 TEST(SafetensorsFileTest, GoldenFiles) {
-  for (const char* model :
-       {"stories260K", "tiny-llama3", "tiny-qwen2", "tiny-qwen3", "tiny-mistral-swa"}) {
+  for (const char* model : {"stories260K", "tiny-llama3", "tiny-qwen2", "tiny-qwen3",
+                            "tiny-mistral-swa", "tiny-starcoder2"}) {
     for (const char* name : {"/model.safetensors", "/golden/logits.safetensors"}) {
       const auto file = SafetensorsFile::Open(GoldenDir(model) + name);
       ASSERT_TRUE(file.ok()) << file.status();

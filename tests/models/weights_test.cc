@@ -13,8 +13,8 @@
 namespace trireme {
 namespace {
 
-constexpr const char* kModels[] = {"stories260K", "tiny-llama3", "tiny-qwen2", "tiny-qwen3",
-                                   "tiny-mistral-swa"};
+constexpr const char* kModels[] = {"stories260K", "tiny-llama3",      "tiny-qwen2",
+                                   "tiny-qwen3",  "tiny-mistral-swa", "tiny-starcoder2"};
 
 ModelConfig ConfigOf(const std::string& model) {
   auto config = LoadModelConfig(GoldenDir(model));
@@ -153,6 +153,7 @@ TEST(WeightLoaderTest, ValuesOfGoldenTensors) {
       {"tiny-qwen2", "model.layers.1.mlp.up_proj.weight", 88, 32, -0.1845703125f},
       {"tiny-qwen3", "model.layers.1.mlp.up_proj.weight", 5, 7, 0.001983642578125f},
       {"tiny-mistral-swa", "model.layers.1.mlp.down_proj.weight", 5, 7, -0.08837890625f},
+      {"tiny-starcoder2", "model.layers.1.mlp.c_proj.weight", 5, 7, -0.0595703125f},
   };
   for (const auto& e : expected) {
     const auto loader = OpenLoader(GoldenDir(e.model));
@@ -277,7 +278,7 @@ TEST(WeightLoaderTest, CheckRefusesWhatWouldBeLeftOut) {
     ExpectError(check(name), absl::StatusCode::kInvalidArgument,
                 absl::StrCat(dir.path(), ": tensor \"", name,
                              "\" in model.safetensors is none that config.json asks for: correct "
-                             "config.json (num_hidden_layers, attention_bias, mlp_bias, "
+                             "config.json (num_hidden_layers, attention_bias, mlp_bias, use_bias, "
                              "architectures), or take the tensor out"));
   }
   for (const char* name :

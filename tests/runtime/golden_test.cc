@@ -146,14 +146,15 @@ TEST_P(GoldenTest, LogitsOfEveryPositionWholeAndTokenByToken) {
 }
 
 // A bf16 run differs from f64 by what the modelling code of transformers showed in bf16, which the
-// README of the golden files lists per family (0.31 to 0.82 on trained and random weights); twice
+// README of the golden files lists per family (0.21 to 0.82 on trained and random weights); twice
 // that is the tolerance.
 TEST_P(GoldenTest, LogitsInBf16) {
   const std::string name = GetParam();
-  const double seen = name == "stories260K"   ? 0.82
-                      : name == "tiny-llama3" ? 0.31
-                      : name == "tiny-qwen2"  ? 0.38
-                                              : 0.46;
+  const double seen = name == "stories260K"       ? 0.82
+                      : name == "tiny-llama3"     ? 0.31
+                      : name == "tiny-qwen2"      ? 0.38
+                      : name == "tiny-starcoder2" ? 0.21
+                                                  : 0.46;
   const std::vector<GoldenLogits> all = ReadGoldenLogits(GoldenModel(GetParam()));
   for (const Topology& topology : LayoutsOf(World().size())) {
     if (!Fits(topology)) continue;
@@ -253,7 +254,7 @@ TEST_P(GoldenTest, SeededSamplingIsTheSameAloneAndInCompany) {
 
 INSTANTIATE_TEST_SUITE_P(Families, GoldenTest,
                          ::testing::Values("stories260K", "tiny-llama3", "tiny-qwen2", "tiny-qwen3",
-                                           "tiny-mistral-swa"),
+                                           "tiny-mistral-swa", "tiny-starcoder2"),
                          [](const auto& info) {
                            std::string name = info.param;
                            std::replace(name.begin(), name.end(), '-', '_');

@@ -25,10 +25,20 @@ namespace {
 constexpr int64_t kSlots = 6, kPageSize = 8, kMaxLength = 640, kPages = 512;
 
 // head_dim 64: the split-KV kernel, and with kMaxLength three splits. Llama without and Qwen3 with
-// q/k norms; one kv head for two query heads.
-ModelConfig ConfigOf(DType dtype, bool qwen3) {
+// q/k norms, StarCoder2 with LayerNorm and GELU; one kv head for two query heads.
+enum class Family { kLlama, kQwen3, kStarcoder2 };
+
+ModelConfig ConfigOf(DType dtype, Family family) {
   ModelConfig config;
-  config.architecture = qwen3 ? "Qwen3ForCausalLM" : "LlamaForCausalLM";
+  const bool qwen3 = family == Family::kQwen3, starcoder2 = family == Family::kStarcoder2;
+  config.architecture = qwen3        ? "Qwen3ForCausalLM"
+                        : starcoder2 ? "Starcoder2ForCausalLM"
+                                     : "LlamaForCausalLM";
+  if (starcoder2) {
+    config.norm = NormKind::kLayer;
+    config.mlp = MlpKind::kGelu;
+    config.qkv_bias = config.output_bias = config.mlp_bias = true;
+  }
   config.hidden_size = 64;
   config.intermediate_size = 96;
   config.num_layers = 2;
@@ -59,8 +69,8 @@ class GraphReplayTest : public ::testing::TestWithParam<KernelCase> {
  protected:
   DType dtype() const { return GetParam().dtype; }
 
-  void Load(bool qwen3) {
-    config_ = ConfigOf(dtype(), qwen3);
+  void Load(Family family) {
+    config_ = ConfigOf(dtype(), family);
     WriteRandomCheckpoint(dir_.path(), config_);
     auto loader = WeightLoader::Open(dir_.path());
     ASSERT_TRUE(loader.ok()) << loader.status();
@@ -224,13 +234,13 @@ class GraphReplayTest : public ::testing::TestWithParam<KernelCase> {
 };
 
 TEST_P(GraphReplayTest, ReplayedStepsAreTheEagerOnesBitForBit) {
-  for (const bool qwen3 : {false, true}) {
-    if (qwen3 && dtype() != DType::kBF16) continue;
-    SCOPED_TRACE(qwen3 ? "qwen3" : "llama");
+  for (const Family family : {Family::kLlama, Family::kQwen3, Family::kStarcoder2}) {
+    if (family != Family::kLlama && dtype() != DType::kBF16) continue;
+    SCOPED_TRACE(static_cast<int>(family));
     graphs_ = GraphCache(GraphCache::Options{});
     running_.clear();
     free_pages_.clear();
-    Load(qwen3);
+    Load(family);
     Capture();
     FillCaches();
     constexpr int kSteps = 24;
@@ -245,7 +255,7 @@ TEST_P(GraphReplayTest, ReplayedStepsAreTheEagerOnesBitForBit) {
 // A page table's address, a length or a split that the host had in hand: the trial's second round
 // has others.
 TEST_P(GraphReplayTest, ALengthOfTheHostIsFoundOut) {
-  Load(false);
+  Load(Family::kLlama);
   Batch batch;
   Tensor positions = Tensor::Create(device_.device(), DType::kI32, {2}).value();
   const GraphTrial trial{

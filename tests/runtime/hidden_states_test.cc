@@ -123,7 +123,8 @@ TEST_P(HiddenStatesTest, WhatDoesNotFitIsRefusedBeforeAnythingRuns) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, HiddenStatesTest,
-                         ::testing::Values("stories260K", "tiny-qwen2", "tiny-qwen3"),
+                         ::testing::Values("stories260K", "tiny-qwen2", "tiny-qwen3",
+                                           "tiny-starcoder2"),
                          [](const auto& info) {
                            std::string name = info.param;
                            std::replace(name.begin(), name.end(), '-', '_');

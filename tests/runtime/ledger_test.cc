@@ -42,7 +42,8 @@ WorkerOptions OptionsOfSizes() {
 
 // On small models to the byte, but for weights, whose matrices are padded to whole panels.
 TEST(LedgerTest, AWorkerHoldsWhatWasPlanned) {
-  for (const char* model : {"stories260K", "tiny-llama3", "tiny-qwen2", "tiny-qwen3"}) {
+  for (const char* model :
+       {"stories260K", "tiny-llama3", "tiny-qwen2", "tiny-qwen3", "tiny-starcoder2"}) {
     for (const Topology& topology : LayoutsOf(World().size())) {
       SCOPED_TRACE(std::string(model) + " " + NameOf(topology));
       const ModelConfig config = LoadModelConfig(GoldenModel(model)).value();

@@ -77,7 +77,7 @@ TEST_P(QuantizationTest, LogitsAreThoseOfTheRoundedWeightsInEveryLayout) {
 
 INSTANTIATE_TEST_SUITE_P(Families, QuantizationTest,
                          ::testing::Values("stories260K", "tiny-llama3", "tiny-qwen2", "tiny-qwen3",
-                                           "tiny-mistral-swa"),
+                                           "tiny-mistral-swa", "tiny-starcoder2"),
                          [](const auto& info) {
                            std::string name = info.param;
                            std::replace(name.begin(), name.end(), '-', '_');
