@@ -24,10 +24,12 @@ class Decoder::Builder {
         tp_size_(decoder.groups_->topology.tp_size),
         total_bytes_(loader.bytes_read()) {}
 
-  // Vectors one after the other. An empty name means that the model has none.
+  // Vectors one after the other. An empty name means that the model has none; this rank may not
+  // have any of them.
   absl::Status Vector(const std::vector<const WeightSpec*>& specs, Tensor& out) {
     if (specs[0]->name.empty()) return absl::OkStatus();
     const int64_t length = RowsOf(specs);
+    if (length == 0) return absl::OkStatus();
     std::vector<char> host(static_cast<size_t>(length) * SizeOf(decoder_.dtype_));
     const TensorView all(host.data(), decoder_.dtype_, Shape{length});
     RETURN_IF_ERROR(Read(specs, 0, all, /*finite=*/false));
@@ -65,11 +67,6 @@ class Decoder::Builder {
     return absl::OkStatus();
   }
 
-  // A row-parallel layer's bias must enter the sum over ranks once.
-  absl::Status BiasOnce(const WeightSpec& spec, Tensor& out) {
-    return tp_ == 0 ? Vector({&spec}, out) : absl::OkStatus();
-  }
-
   // Adds to what the progress is measured against. All specs come before the first Read.
   void Expect(const WeightSpec& spec) {
     if (!spec.name.empty()) total_bytes_ += loader_.PieceBytes(spec, tp_, tp_size_);
@@ -93,12 +90,12 @@ class Decoder::Builder {
     RETURN_IF_ERROR(Vector({&specs.q_norm}, layer.q_norm));
     RETURN_IF_ERROR(Vector({&specs.k_norm}, layer.k_norm));
     RETURN_IF_ERROR(Linear({&specs.o}, layer.o, type, kPlain, o_maxima));
-    RETURN_IF_ERROR(BiasOnce(specs.o_bias, layer.o_bias));
+    RETURN_IF_ERROR(Vector({&specs.o_bias}, layer.o_bias));
     RETURN_IF_ERROR(Norm(specs.post_norm, specs.post_norm_bias, layer.post_norm));
     RETURN_IF_ERROR(Linear(up, layer.gate_up, type, gated ? kGated : kPlain, nullptr));
     RETURN_IF_ERROR(Vector(up_bias, layer.gate_up_bias));
     RETURN_IF_ERROR(Linear({&specs.down}, layer.down, type, kPlain, down_maxima));
-    RETURN_IF_ERROR(BiasOnce(specs.down_bias, layer.down_bias));
+    RETURN_IF_ERROR(Vector({&specs.down_bias}, layer.down_bias));
     layer.attention.scale = 1.0f / std::sqrt(static_cast<float>(decoder_.config_.head_dim));
     layer.attention.sliding_window = decoder_.config_.SlidingWindow(index);
     return absl::OkStatus();

@@ -12,7 +12,7 @@ namespace {
 // Elements of the piece of `spec` that one tensor-parallel rank holds.
 int64_t PieceElements(const WeightSpec& spec, int part, int parts) {
   if (spec.split == Split::kNone) return spec.shape.elements();
-  const int64_t cut_extent = spec.shape[spec.split == Split::kRows ? 0 : 1];
+  const int64_t cut_extent = spec.shape[spec.split == Split::kCols ? 1 : 0];
   return spec.shape.elements() / cut_extent * PieceOfSpec(spec, part, parts).size();
 }
 

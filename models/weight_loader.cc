@@ -174,7 +174,7 @@ int64_t WeightLoader::PieceBytes(const WeightSpec& spec, int part, int parts) co
   CHECK(located.ok()) << spec.name;
   const int64_t whole = located->entry->end - located->entry->begin;
   if (spec.split == Split::kNone) return whole;
-  const int64_t extent = spec.shape[spec.split == Split::kRows ? 0 : 1];
+  const int64_t extent = spec.shape[spec.split == Split::kCols ? 1 : 0];
   return whole / extent * PieceOfSpec(spec, part, parts).size();
 }
 

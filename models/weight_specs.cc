@@ -17,6 +17,9 @@ WeightSpec KvHeads(const std::string& name, Shape shape, int64_t head_dim,
 WeightSpec Whole(const std::string& name, Shape shape, const std::string& fields) {
   return {name, shape, Split::kNone, 1, false, fields};
 }
+WeightSpec Once(const std::string& name, Shape shape, const std::string& fields) {
+  return {name, shape, Split::kOnce, 1, false, fields};
+}
 WeightSpec Cut(const std::string& name, Shape shape, Split split, const std::string& fields) {
   return {name, shape, split, 1, false, fields};
 }
@@ -51,8 +54,8 @@ LayerWeightSpecs LayerSpecs(const ModelConfig& c, int64_t layer) {
     out.k_bias = KvHeads(a + "k_proj.bias", {kv_rows}, d, kv_fields);
     out.v_bias = KvHeads(a + "v_proj.bias", {kv_rows}, d, kv_fields);
   }
-  // Biases of row-parallel layers are not cut: they must enter the sum over the ranks once.
-  if (c.output_bias) out.o_bias = Whole(a + "o_proj.bias", {h}, "hidden_size");
+  // Row-parallel layers' biases are not cut.
+  if (c.output_bias) out.o_bias = Once(a + "o_proj.bias", {h}, "hidden_size");
   if (c.qk_norm) {
     out.q_norm = Whole(a + "q_norm.weight", {d}, "head_dim");
     out.k_norm = Whole(a + "k_norm.weight", {d}, "head_dim");
@@ -60,7 +63,7 @@ LayerWeightSpecs LayerSpecs(const ModelConfig& c, int64_t layer) {
   if (c.mlp_bias) {
     if (gated) out.gate_bias = Cut(m + "gate_proj.bias", {f}, Split::kRows, "intermediate_size");
     out.up_bias = Cut(up + ".bias", {f}, Split::kRows, "intermediate_size");
-    out.down_bias = Whole(down + ".bias", {h}, "hidden_size");
+    out.down_bias = Once(down + ".bias", {h}, "hidden_size");
   }
   return out;
 }
@@ -125,6 +128,7 @@ std::vector<WeightSpec> AllWeightSpecs(const ModelConfig& config) {
 Range PieceOfSpec(const WeightSpec& spec, int part, int parts) {
   CHECK(part >= 0 && part < parts) << spec.name << " part " << part << " of " << parts;
   if (spec.split == Split::kNone) return {0, spec.shape[0]};
+  if (spec.split == Split::kOnce) return {0, part == 0 ? spec.shape[0] : 0};
   const int64_t n = spec.shape[spec.split == Split::kRows ? 0 : 1];
   const int64_t units = n / spec.unit;
   if (spec.replicate && units < parts) {

@@ -21,6 +21,7 @@ namespace trireme {
 // How tensor parallelism cuts a tensor.
 enum class Split : uint8_t {
   kNone,  // every rank holds all of it
+  kOnce,  // the first rank holds all of it, others nothing: what must enter a sum over ranks once
   kRows,  // dims[0] is cut (column-parallel linear layer, vocabulary)
   kCols,  // dims[1] is cut (row-parallel linear layer)
 };

@@ -31,7 +31,7 @@ std::unique_ptr<WeightLoader> OpenLoader(const std::string& dir) {
 Shape PieceShape(const WeightSpec& spec, int part, int parts) {
   Shape shape = spec.shape;
   if (spec.split != Split::kNone) {
-    shape.dims[spec.split == Split::kRows ? 0 : 1] = PieceOfSpec(spec, part, parts).size();
+    shape.dims[spec.split == Split::kCols ? 1 : 0] = PieceOfSpec(spec, part, parts).size();
   }
   return shape;
 }
@@ -99,6 +99,15 @@ TEST(WeightSpecsTest, KvHeadsAreSharedByNeighboursWhenThereAreFewerThanRanks) {
   }
   EXPECT_EQ(PieceOfSpec(k, 1, 4), (Range{16, 32}));
   EXPECT_EQ(PieceOfSpec(k, 1, 2), (Range{32, 64}));
+}
+
+TEST(WeightSpecsTest, BiasesOfRowParallelLayersAreTheFirstRanks) {
+  const LayerWeightSpecs layer = WeightSpecsOf(ConfigOf("tiny-starcoder2")).layers[0];
+  for (const WeightSpec& bias : {layer.o_bias, layer.down_bias}) {
+    EXPECT_EQ(PieceOfSpec(bias, 0, 4), (Range{0, 64}));
+    for (int part = 1; part < 4; ++part) EXPECT_EQ(PieceOfSpec(bias, part, 4).size(), 0);
+  }
+  EXPECT_EQ(PieceOfSpec(layer.up_bias, 1, 4), (Range{64, 128}));
 }
 
 TEST(WeightSpecsTest, VocabularyIsCutUnevenly) {
