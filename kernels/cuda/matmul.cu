@@ -132,7 +132,7 @@ void LaunchMatMulRows(Stream& stream, ConstTensorView x, const Codes& codes, con
                        w.permuted);
 }
 
-// What MatMul and MatMulSwiGlu share: the choice of a kernel and its launch. W is the stored type.
+// What all matmuls share: the choice of a kernel and its launch. W is the stored type.
 template <Epilogue kEpilogue, typename T, typename Y, typename W = T>
 void LaunchMatMul(Stream& stream, ConstTensorView x, const LinearWeight& weight,
                   ConstTensorView bias, TensorView y) {
