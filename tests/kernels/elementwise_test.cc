@@ -168,12 +168,18 @@ TEST_P(ElementwiseTest, SiluOfExtremesNeitherOverflowsNorTurnsNan) {
 
 TEST_P(ElementwiseTest, EmbeddingGivesZerosOutsideTheShard) {
   const std::vector<int32_t> ids = {99, 100, 105, 119, 120, 0, 2147483647};
-  const Tensor token_ids = device_.From(ids), table = device_.Random(dtype(), {20, 33}, 11);
-  const Tensor out = device_.Random(dtype(), {7, 33}, 12);
-  const auto packed = PackLinear(stream(), table.view(), dtype());
-  ASSERT_TRUE(packed.ok()) << packed.status();
-  Embedding(stream(), token_ids.view(), **packed, 100, out.view());
-  EXPECT_EQ(ToDoubles(out.view()), reference::Embedding(ids, ToDoubles(table.view()), 33, 100));
+  const Tensor token_ids = device_.From(ids);
+  // Odd rows, whole pieces of 16 bytes, and rows that a GPU stores for its tensor cores.
+  for (const int64_t width : {33, 40, 64, 544}) {
+    SCOPED_TRACE(width);
+    const Tensor table = device_.Random(dtype(), {20, width}, 11);
+    const Tensor out = device_.Random(dtype(), {7, width}, 12);
+    const auto packed = PackLinear(stream(), table.view(), dtype());
+    ASSERT_TRUE(packed.ok()) << packed.status();
+    Embedding(stream(), token_ids.view(), **packed, 100, out.view());
+    EXPECT_EQ(ToDoubles(out.view()),
+              reference::Embedding(ids, ToDoubles(table.view()), width, 100));
+  }
 }
 
 TEST_P(ElementwiseTest, EmbeddingShardsSumToTheWhole) {

@@ -48,6 +48,21 @@ TEST_P(MatMulTest, EqualsReference) {
   }
 }
 
+// As many columns as a vocabulary has: the larger tiles of GPUs, with a head's f32 result too.
+TEST_P(MatMulTest, AHeadOfManyColumnsEqualsReference) {
+  if (!GetParam().device.gpu()) return;  // to it they are more panels
+  constexpr int64_t kRows = 17, kN = 16'904, kK = 64;
+  const Tensor x = device_.Random(dtype(), {kRows, kK}, 12),
+               w = device_.Random(dtype(), {kN, kK}, 13);
+  const auto packed = Pack(w, dtype());
+  const auto expected = reference::MatMul(ToDoubles(x.view()), ToDoubles(w.view()), {}, kK);
+  for (DType out_type : {dtype(), DType::kF32}) {
+    const Tensor y = device_.Zeros(out_type, {kRows, kN});
+    MatMul(stream(), x.view(), *packed, {}, y.view());
+    ExpectClose(y.view(), expected, kK, 1.0);
+  }
+}
+
 TEST_P(MatMulTest, StridedInputAndOutputLeaveTheirNeighboursAlone) {
   struct Case {
     int64_t rows, n, k, x_begin, y_begin;
