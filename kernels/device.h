@@ -92,6 +92,14 @@ class Stream {
   Device& device() const { return *device_; }
   // Either side may be host or device memory.
   virtual void Copy(void* dst, const void* src, size_t bytes) = 0;
+  // The same for `rows` rows of so many bytes, which begin a stride apart; what lies between them
+  // stays as it is.
+  virtual void CopyRows(void* dst, size_t dst_stride, const void* src, size_t src_stride,
+                        size_t bytes, size_t rows) {
+    for (size_t r = 0; r < rows; ++r)
+      Copy(static_cast<char*>(dst) + r * dst_stride, static_cast<const char*>(src) + r * src_stride,
+           bytes);
+  }
   // Waits for everything enqueued so far; reports what went wrong in it.
   virtual absl::Status Synchronize() = 0;
   // Records what `work` enqueues on this stream, without doing it. Unimplemented where a stream

@@ -32,7 +32,7 @@ void BatchBuilder::Reserve() {
   kv_lens_.reserve(options_.max_num_seqs);
   cu_q_lens_.reserve(options_.max_num_seqs + 1);
   upload_.reserve(3 * options_.max_batch_tokens + 2 * options_.max_num_seqs + 1);
-  page_tables_.reserve(options_.max_num_seqs * options_.max_pages_per_sequence);
+  page_tables_.resize(options_.max_num_seqs * options_.max_pages_per_sequence);
 }
 
 void BatchBuilder::Clear() {
@@ -42,12 +42,11 @@ void BatchBuilder::Clear() {
   kv_lens_.clear();
   logit_rows_.clear();
   cu_q_lens_.assign(1, 0);
-  page_tables_.clear();
+  most_pages_ = 0;
 }
 
 void BatchBuilder::Pack(const StepPlan& plan) {
   Clear();
-  page_tables_.assign(plan.chunks.size() * options_.max_pages_per_sequence, 0);
   for (size_t s = 0; s < plan.chunks.size(); ++s) {
     const Chunk& chunk = plan.chunks[s];
     const SequenceState& sequence = sequences_[chunk.slot];
@@ -64,9 +63,8 @@ void BatchBuilder::Pack(const StepPlan& plan) {
     if (chunk.logit_rows == LogitRows::kLast || chunk.logit_rows == LogitRows::kHidden)
       logit_rows_.push_back(first_row + count - 1);
     cu_q_lens_.push_back(first_row + count);
+    SetPages(sequence.pages);
     kv_lens_.push_back(chunk.position + count);
-    std::copy(sequence.pages.begin(), sequence.pages.end(),
-              page_tables_.begin() + static_cast<int64_t>(s) * options_.max_pages_per_sequence);
   }
 }
 
@@ -78,9 +76,18 @@ void BatchBuilder::PackDecode(int32_t token, int64_t position, int64_t slot,
   slot_mapping_.push_back(slot);
   logit_rows_.push_back(row);
   cu_q_lens_.push_back(row + 1);
+  SetPages(page_table);
   kv_lens_.push_back(static_cast<int32_t>(position) + 1);
-  page_tables_.insert(page_tables_.end(), page_table.begin(), page_table.end());
-  page_tables_.resize(kv_lens_.size() * options_.max_pages_per_sequence);
+}
+
+void BatchBuilder::SetPages(std::span<const int32_t> pages) {
+  static constexpr int32_t kPadding[] = {0};  // its one token has a place, too
+  if (pages.empty()) pages = kPadding;
+  const auto row = static_cast<int64_t>(kv_lens_.size());
+  CHECK_LT(row, options_.max_num_seqs);
+  std::copy(pages.begin(), pages.end(),
+            page_tables_.begin() + row * options_.max_pages_per_sequence);
+  most_pages_ = std::max(most_pages_, static_cast<int64_t>(pages.size()));
 }
 
 void BatchBuilder::Update(const StepPlan& plan) {
@@ -148,7 +155,8 @@ Batch BatchBuilder::Upload(Stream& stream) {
   CHECK_LE(static_cast<int64_t>(token_ids_.size()), options_.max_batch_tokens);
   CHECK_LE(sequences, options_.max_num_seqs);
 
-  // One copy of all but the page tables, which are long: a short copy costs what its launch costs.
+  // One copy of all but the page tables: a short copy costs what its launch costs. Of the tables
+  // what is used: they have room for the longest sequence that may come.
   int32_t* const device = device_i32_.view().as<int32_t>();
   upload_.clear();
   const auto place = [&](const std::vector<int32_t>& values) {
@@ -170,7 +178,9 @@ Batch BatchBuilder::Upload(Stream& stream) {
   batch.logit_rows = place(logit_rows_);
   stream.Copy(device, upload_.data(), upload_.size() * sizeof(int32_t));
   int32_t* const tables = device + upload_.size();
-  stream.Copy(tables, page_tables_.data(), page_tables_.size() * sizeof(int32_t));
+  const size_t row_bytes = options_.max_pages_per_sequence * sizeof(int32_t);
+  stream.CopyRows(tables, row_bytes, page_tables_.data(), row_bytes, most_pages_ * sizeof(int32_t),
+                  static_cast<size_t>(sequences));
   batch.page_tables =
       ConstTensorView(tables, DType::kI32, {sequences, options_.max_pages_per_sequence});
   stream.Copy(device_i64_.view().data, slot_mapping_.data(),

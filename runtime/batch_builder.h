@@ -56,14 +56,18 @@ class BatchBuilder {
   // Another sequence of one token, sampled for, at the end of what is packed.
   void PackDecode(int32_t token, int64_t position, int64_t slot,
                   std::span<const int32_t> page_table);
+  // Of the sequence that comes next. What lies behind them in its row nobody reads.
+  void SetPages(std::span<const int32_t> pages);
   void Clear();
   Batch Upload(Stream& stream);
 
   Options options_;
   std::vector<SequenceState> sequences_;  // by slot
   // Host side of the batch.
-  std::vector<int32_t> token_ids_, positions_, cu_q_lens_, kv_lens_, page_tables_, logit_rows_;
-  std::vector<int32_t> upload_;  // those but for the tables, one after the other
+  std::vector<int32_t> token_ids_, positions_, cu_q_lens_, kv_lens_, logit_rows_;
+  std::vector<int32_t> upload_;       // those, one after the other
+  std::vector<int32_t> page_tables_;  // [sequences, max_pages_per_sequence]
+  int64_t most_pages_ = 0;            // of a sequence of the batch
   std::vector<int64_t> slot_mapping_;
   std::vector<int32_t> page_table_;  // of a trial's sequence
   Tensor device_i32_;                // the i32 arrays, one after the other

@@ -29,6 +29,8 @@ class CudaStream final : public Stream {
              const CublasLt* cublas);
   ~CudaStream() override;
   void Copy(void* dst, const void* src, size_t bytes) override;
+  void CopyRows(void* dst, size_t dst_stride, const void* src, size_t src_stride, size_t bytes,
+                size_t rows) override;
   // Polls, so that what a watch reports ends the wait for work that will never be done.
   absl::Status Synchronize() override;
   absl::StatusOr<std::unique_ptr<Graph>> Capture(const std::function<void()>& work) override;
@@ -46,6 +48,7 @@ class CudaStream final : public Stream {
 
  private:
   absl::Status WatchesHealthy() const;
+  void EndCopy(cudaError_t error);
   absl::Status Wait();
 
   struct WatchEntry {

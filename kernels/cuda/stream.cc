@@ -67,9 +67,18 @@ cudaStream_t CudaStream::handle() const {
 
 void CudaStream::Copy(void* dst, const void* src, size_t bytes) {
   if (bytes == 0) return;
-  const cudaStream_t stream = handle();
-  cudaError_t error = cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, stream);
-  if (waits_for_copies_ && error == cudaSuccess) error = cudaStreamSynchronize(stream);
+  EndCopy(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, handle()));
+}
+
+void CudaStream::CopyRows(void* dst, size_t dst_stride, const void* src, size_t src_stride,
+                          size_t bytes, size_t rows) {
+  if (bytes == 0 || rows == 0) return;
+  EndCopy(cudaMemcpy2DAsync(dst, dst_stride, src, src_stride, bytes, rows, cudaMemcpyDefault,
+                            handle()));
+}
+
+void CudaStream::EndCopy(cudaError_t error) {
+  if (waits_for_copies_ && error == cudaSuccess) error = cudaStreamSynchronize(handle_);
   if (error_ == cudaSuccess) error_ = error;  // surfaces in Synchronize
 }
 

@@ -242,6 +242,24 @@ TEST_P(ElementwiseTest, NoRowsIsNoWork) {
   EXPECT_TRUE(stream().Synchronize().ok());
 }
 
+TEST_P(ElementwiseTest, CopiedRowsLeaveWhatLiesBetweenThem) {
+  constexpr int64_t kRows = 5, kStride = 7, kWidth = 3;
+  std::vector<int32_t> from(kRows * kWidth);
+  for (size_t i = 0; i < from.size(); ++i) from[i] = static_cast<int32_t>(i) + 1;
+  const Tensor to = device_.Zeros(DType::kI32, {kRows, kStride});
+  stream().CopyRows(to.view().row<int32_t>(0) + 2, kStride * sizeof(int32_t), from.data(),
+                    kWidth * sizeof(int32_t), kWidth * sizeof(int32_t), kRows);
+  stream().CopyRows(to.view().data, 4, from.data(), 4, 0, kRows);
+  EXPECT_TRUE(stream().Synchronize().ok());
+  for (int64_t r = 0; r < kRows; ++r) {
+    for (int64_t c = 0; c < kStride; ++c) {
+      const bool inside = c >= 2 && c < 2 + kWidth;
+      EXPECT_EQ(to.view().row<int32_t>(r)[c], inside ? r * kWidth + c - 2 + 1 : 0)
+          << r << ", " << c;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Devices, ElementwiseTest, ::testing::ValuesIn(KernelCases()), CaseName);
 
 }  // namespace
