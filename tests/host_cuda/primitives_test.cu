@@ -194,6 +194,16 @@ class Primitives : public ::testing::Test {
     ASSERT_EQ(gpu::WhyNoCode(LoadAll), "");
 #endif
   }
+  // As the backend's are: not the legacy stream, in which launches of all kinds wait.
+  static gpu::StreamHandle NewStream() {
+#if defined(TRIREME_HOST_CUDA)
+    return nullptr;
+#else
+    cudaStream_t stream = nullptr;
+    EXPECT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+    return stream;
+#endif
+  }
   // What was launched is done, and right so far.
   static void Finish() {
 #if !defined(TRIREME_HOST_CUDA)
@@ -381,6 +391,7 @@ TEST_F(Primitives, ABlockHas160KiBOfSharedMemory) {
 TEST_F(Primitives, DependentKernelsSeeWhatTheOneBeforeWrote) {
   constexpr int kCount = 64 * 256, kKernels = 50;
   const Both<int> x(kCount), y(kCount);
+  const gpu::StreamHandle stream = NewStream();
   for (const bool overlap : {false, true}) {
 #if !defined(TRIREME_HOST_CUDA)
     gpu::DependentLaunches() = overlap;
@@ -388,7 +399,7 @@ TEST_F(Primitives, DependentKernelsSeeWhatTheOneBeforeWrote) {
     for (int i = 0; i < kCount; ++i) x[i] = i;
     for (int i = 0; i < kKernels; ++i) {
       const bool even = i % 2 == 0;
-      gpu::LaunchDependent({dim3(kCount / 256), dim3(256)}, MoveOn,
+      gpu::LaunchDependent({dim3(kCount / 256), dim3(256), 0, stream}, MoveOn,
                            static_cast<const int*>((even ? x : y).data()), kCount,
                            (even ? y : x).data());
     }
