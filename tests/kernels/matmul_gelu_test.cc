@@ -8,9 +8,10 @@ namespace {
 
 class MatMulGeluTest : public KernelTest {
  protected:
-  std::unique_ptr<LinearWeight> Pack(const Tensor& weight, DType stored) {
+  std::unique_ptr<LinearWeight> Pack(const Tensor& weight, DType stored, bool codes = false) {
     auto packed = PackLinear(stream(), weight.view(), stored);
     CHECK(packed.ok()) << packed.status().ToString();
+    (*packed)->quantizes_activations = codes;
     CHECK(ReserveMatMul(stream(), 256, {packed->get()}).ok());
     return std::move(packed).value();
   }
@@ -34,8 +35,13 @@ TEST_P(MatMulGeluTest, HasTheUnfusedBits) {
                  bias = device_.Random(dtype(), {dims.n}, 3);
     const Tensor fused = device_.Zeros(dtype(), {dims.rows, dims.n}),
                  unfused = device_.Zeros(dtype(), {dims.rows, dims.n});
-    for (const DType stored : {dtype(), DType::kE4M3}) {
-      const auto packed = Pack(w, stored);
+    struct Stored {
+      DType dtype;
+      bool codes;  // of activations
+    };
+    for (const auto& [stored, codes] :
+         {Stored{dtype(), false}, {DType::kE4M3, false}, {DType::kE4M3, true}}) {
+      const auto packed = Pack(w, stored, codes);
       for (const ConstTensorView& b : {ConstTensorView(), ConstTensorView(bias.view())}) {
         if (dims.n > 8000 && !b) continue;
         MatMulGelu(stream(), x.view(), *packed, b, fused.view());
