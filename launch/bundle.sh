@@ -47,7 +47,7 @@ copy_programs() {
     done
     cp -r tests/golden/. "$folder/models/"
     cp tests/gpu.sh "$folder/"
-    cp tests/bench/peer_torch.py "$folder/"
+    cp tests/bench/peer_torch.py tests/bench/speed_table.py "$folder/"
   fi
   cp -r examples/models/. "$folder/models/"
   strip "$folder"/bin/*
