@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes one relocatable folder of the program, its tests and benches, Open MPI's runtime and the shared libraries that a GPU
 # node may lack: launch/bundle.sh [options] FOLDER
-#   --arch LIST    GPU architectures, as CMake names them (default: the build's, for all supported chips)
+#   --arch LIST    GPU architectures as CMake names them, such as 90a-real or '80-real;90a-real' (default: the build's, all
+#                  supported chips)
 #   --no-tests     the program alone
 #   --help         this text
 # FOLDER must be new or empty. On the node: FOLDER/trireme ..., FOLDER/mpirun -n 2 FOLDER/trireme ..., FOLDER/gpu.sh RESULTS.
@@ -9,6 +10,7 @@
 # nvidia packages). The node's glibc must not be older than this machine's.
 set -euo pipefail
 
+called_from=$PWD
 cd -- "$(cd -- "$(PATH=/usr/bin:/bin dirname -- "${BASH_SOURCE[0]}")" && pwd -P)/.."
 # shellcheck source=launch/packages.sh
 source launch/packages.sh
@@ -19,24 +21,36 @@ complete_environment
 folder=''
 tests=ON
 definitions=()
+usage() { say "$*"; exit 2; }
 while (($#)); do
   case $1 in
-    --arch) definitions+=(-DCMAKE_CUDA_ARCHITECTURES="${2-}"); shift ;;
+    --arch)
+      [[ ${2-} =~ ^[0-9]{2,3}[af]?(-real|-virtual)?(;[0-9]{2,3}[af]?(-real|-virtual)?)*$ ]] ||
+        usage "--arch takes GPU architectures as CMake names them, such as 90a-real or '80-real;90a-real', not '${2-}'."
+      definitions+=(-DCMAKE_CUDA_ARCHITECTURES="$2")
+      shift
+      ;;
     --no-tests) tests=OFF ;;
     --help | -h) sed -n '2,/^[^#]/s/^# \{0,1\}//p' launch/bundle.sh >&2; exit 0 ;;
-    -*) say "Unknown option $1."; exit 2 ;;
-    *) folder=$1 ;;
+    -*) usage "Unknown option $1; see launch/bundle.sh --help." ;;
+    *)
+      [[ -z "$folder" ]] || usage "It makes one folder, not $folder and $1."
+      folder=$1
+      ;;
   esac
   shift
 done
-[[ -n "$folder" ]] || { say "Which folder? See launch/bundle.sh --help."; exit 2; }
-[[ ! -e "$folder" || -z "$(ls -A "$folder")" ]] || die "$folder is not empty."
+[[ -n "$folder" ]] || usage "Which folder? See launch/bundle.sh --help."
+[[ $folder == /* ]] || folder=$called_from/$folder
+[[ ! -e "$folder" || -d "$folder" ]] || die "$folder is a file; the bundle is a folder."
+[[ ! -d "$folder" || -z "$(ls -A "$folder")" ]] || die "$folder is not empty."
+if ! mkdir -p "$folder" 2>/dev/null || [[ ! -w "$folder" ]]; then die "$folder: cannot be made, or not written to."; fi
+folder=$(cd "$folder" && pwd)
 
 install_packages "${TRIREME_PACKAGES[@]}" || exit 1
 say "Building preset cuda."
 build_preset cuda -DTRIREME_BUILD_TESTS=$tests "${definitions[@]}" || die "The build failed; see above."
 mkdir -p "$folder"/{bin,lib,models}
-folder=$(cd "$folder" && pwd)
 
 copy_programs() {
   local from=build/cuda/bin name

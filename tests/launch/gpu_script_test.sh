@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# tests/gpu.sh without a GPU: a folder of programs that only pretend, and an nvidia-smi that does.
+# tests/gpu.sh and launch/bundle.sh without a GPU: a folder of programs that only pretend, and an nvidia-smi that does.
 # Usage: gpu_script_test.sh REPOSITORY
 set -u
 repository=$1
@@ -137,6 +137,25 @@ weights_are_gone 'Ctrl-C'
 has 'Ctrl-C' '^llama-3.2-1b-latency +interrupted' "$work/out"
 has 'Ctrl-C: rest' '"rope_test", "result": "not run: interrupted"' "$results/tests.json"
 json_is_whole 'Ctrl-C'
+
+# --- bundle.sh: what it refuses before it builds ---
+bundle() {  # STATUS 'regex of its one line' ARGUMENT...
+  local status=$1 pattern=$2
+  shift 2
+  (cd "$work" && "$repository/launch/bundle.sh" "$@" >"$work/out" 2>&1 </dev/null)
+  is "bundle.sh $*" $? "$status"
+  has "bundle.sh $*" "$pattern" "$work/out"
+  is "bundle.sh $*: lines" "$(wc -l <"$work/out")" 1
+}
+bundle 2 'Which folder'
+bundle 2 "^--arch takes .*90a-real.*, not ''" --arch
+bundle 2 "^--arch takes .*, not 'banana'" --arch banana to
+bundle 2 "^--arch takes .*, not '--no-tests'" --arch --no-tests to
+bundle 2 'one folder' to from
+bundle 2 'Unknown option --archs' --archs 90a to
+bundle 1 '/bundle is not empty' bundle
+bundle 1 '/out is a file' out
+bundle 1 '/out/to: cannot be made' out/to
 
 printf '%d passed, %d failed\n' "$passed" "$failed"
 [[ $failed == 0 ]]
