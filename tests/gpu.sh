@@ -132,6 +132,7 @@ why_not() {
 
 # The lines of a log that say what went wrong, or its last ones.
 cause() {
+  [[ -s "$1" ]] || { echo "    It said nothing."; return; }
   local pattern='^trireme: |^[a-z_]+: .*(error|cannot)|FAILED|Failure|[Ee]rror|must be|CHECK|No such file|Segmentation|Aborted|nothing'
   { grep -aE "$pattern" "$1" || tail -n 4 "$1"; } | head -n 8 | sed 's/^/    /'
 }
@@ -184,7 +185,10 @@ equal() {
   step "$1" 10 bash -c '[[ -s $1 && -s $2 ]] || { echo "nothing to compare: $1 or $2 is empty"; exit 1; }; cmp "$1" "$2"' - "$2" "$3"
 }
 # Tokens and text of a step's answers; the times differ.
-answers() { grep '^{' "$results/$1.log" 2>/dev/null | sed 's/,"timings":.*/}/' | sort >"$results/$1.json"; }
+answers() {
+  rm -f "$results/$1.json"
+  [[ ! -s "$results/$1.log" ]] || grep '^{' "$results/$1.log" | sed 's/,"timings":.*/}/' | sort >"$results/$1.json"
+}
 
 # --- the machine ---
 
@@ -364,6 +368,7 @@ run_peer() {
   if [[ -z $not_run ]]; then
     limited 60 python3 -c 'import torch, transformers' >/dev/null 2>&1 || not_run="no torch and transformers for python3"
   fi
+  saved peer-matmul 60 "$results/peer-matmul.json" python3 "$here/peer_torch.py" --matmul --save "$results/peer-matmul.json"
   for like in llama-3.2-1b llama-3.1-8b; do
     saved "peer-$like" 120 "$results/peer-$like.json" python3 "$here/peer_torch.py" --like $like --save "$results/peer-$like.json"
   done
@@ -372,6 +377,7 @@ run_peer() {
 # What the benches of these results say, where some ran.
 speed_table() {
   local not_run=$not_run
+  [[ -n $not_run ]] || compgen -G "$results/llama-*.json" >/dev/null || [[ -s "$results/op_bench.json" ]] || not_run="no bench passed"
   [[ -n $not_run ]] || command -v python3 >/dev/null || not_run="no python3: run speed_table.py RESULTS elsewhere"
   saved speed 20 "$results/speed.json" python3 "$here/speed_table.py" "$results"
   [[ $how != passed ]] || cat "$results/speed.log"

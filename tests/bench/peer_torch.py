@@ -2,8 +2,10 @@
 """The same shapes with PyTorch and transformers, for comparison: random weights, bf16, SDPA attention.
 
 peer_torch.py --like llama-3.2-1b [--prompt 512] [--tokens 64] [--save FILE]
+peer_torch.py --matmul [--save FILE]
 Measures one prefill of the prompt and decode steps at batch 1: eager with a static cache, and the decode step compiled with
 CUDA graphs (torch.compile, mode "reduce-overhead"). Prints and saves tokens/s and milliseconds a step.
+With --matmul: microseconds of linear layers of llama-3.2-1b for few rows, which are cuBLAS's on a GPU, named as op_bench's.
 """
 import argparse
 import json
@@ -18,6 +20,11 @@ SHAPES = {
     "llama-3.1-8b": dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
                          num_key_value_heads=8, head_dim=128, vocab_size=128256, tie_word_embeddings=False),
 }
+
+
+# N, K
+LAYERS = {"qkv": (3072, 2048), "o": (2048, 2048), "gate_up": (16384, 2048), "down": (2048, 8192)}
+BEYOND_CACHES = 256 << 20
 
 
 def build(shape, device):
@@ -43,6 +50,49 @@ def seconds(device, work, repeat):
     return best
 
 
+def captured(device, work):
+    """A graph of the work's calls, so that starting them costs nothing; on a CPU the work itself."""
+    if device != "cuda":
+        return work
+    for _ in range(3):
+        work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+@torch.inference_mode()
+def matmuls(device, repeat):
+    """Each call has other weights, as many as no cache holds: a model does not read a matrix twice a step."""
+    result = {}
+    for name, (n, k) in LAYERS.items():
+        count = max(1, BEYOND_CACHES // (2 * n * k))
+        weights = [torch.rand(n, k, device=device, dtype=torch.bfloat16) for _ in range(count)]
+        for rows in (1, 4, 16):
+            x = torch.rand(rows, k, device=device, dtype=torch.bfloat16)
+
+            def work():
+                for weight in weights:
+                    torch.nn.functional.linear(x, weight)
+
+            result[f"matmul/{name}/bf16/{rows}"] = 1e6 * seconds(device, captured(device, work), repeat) / count
+        del weights
+    return result
+
+
+def report(result, save):
+    print(json.dumps(result, indent=2))
+    if save:
+        with open(save, "w", encoding="utf-8") as out:
+            json.dump(result, out, indent=2)
+
+
+def chip(device):
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+
 @torch.inference_mode()
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
@@ -50,8 +100,13 @@ def main():
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--matmul", action="store_true", help="linear layers instead of a model")
     parser.add_argument("--save")
     args = parser.parse_args()
+    if args.matmul:
+        report({"peer": f"torch {torch.__version__}", "chip": chip(args.device),
+                "microseconds": matmuls(args.device, 20 if args.device == "cuda" else 1)}, args.save)
+        return
     config, model = build(SHAPES[args.like], args.device)
     ids = torch.randint(0, config.vocab_size, (1, args.prompt), device=args.device)
     token = ids[:, :1].clone()
@@ -71,7 +126,7 @@ def main():
         return forward(token, past_key_values=cache, cache_position=position, use_cache=True).logits
 
     result = {"peer": f"torch {torch.__version__}", "like": args.like, "prompt": args.prompt,
-              "chip": torch.cuda.get_device_name() if args.device == "cuda" else "cpu"}
+              "chip": chip(args.device)}
     prefill()
     result["prefill_ms"] = 1e3 * seconds(args.device, prefill, 3)
     decode(model)
@@ -81,10 +136,7 @@ def main():
         for _ in range(4):
             decode(compiled)
         result["decode_compiled_ms"] = 1e3 * seconds(args.device, lambda: decode(compiled), args.tokens)
-    print(json.dumps(result, indent=2))
-    if args.save:
-        with open(args.save, "w", encoding="utf-8") as out:
-            json.dump(result, out, indent=2)
+    report(result, args.save)
 
 
 if __name__ == "__main__":

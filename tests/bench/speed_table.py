@@ -42,6 +42,12 @@ class Results:
                  for n in rows]
         return None if None in found else min(found)
 
+    def times_cublas(self):
+        """How many times as long cuBLAS takes, called by PyTorch; of the layers and 1 to 16 rows the least."""
+        peer = self.value("peer-matmul", "microseconds") or {}
+        found = [ratio(1e3 * us, self.ops.get(name, {}).get("real_time")) for name, us in peer.items()]
+        return None if None in found else min(found, default=None)
+
 
 def ratio(over, under):
     return over / under if over and under else None
@@ -72,6 +78,7 @@ def table(results):
          results.op_share("attention/bf16/16384/16384/1/128", "%peak"), 0.40, 0.65),
         (f"graphs against eager, {ONE}, batch 1", times,
          ratio(step(f"{ONE}-latency-eager"), step(f"{ONE}-latency")), 1.5, 2.0),
+        ("matmuls of 1 to 16 rows against cuBLAS", times, results.times_cublas(), 1.0, 1.0),
         ("fused against unfused: norm", times,
          results.times_fused("add_rms_norm/bf16", "add_rms_norm_unfused/bf16", (1, 64, 512)), 1.3, 2.0),
         ("fused against unfused: RoPE + KV", times,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# tests/gpu.sh and launch/bundle.sh without a GPU: a folder of programs that only pretend, and an nvidia-smi that does.
+# tests/gpu.sh, tests/bench/speed_table.py and launch/bundle.sh without a GPU: a folder of programs that only pretend, and an nvidia-smi that does.
 # Usage: gpu_script_test.sh REPOSITORY
 set -u
 repository=$1
@@ -137,6 +137,36 @@ weights_are_gone 'Ctrl-C'
 has 'Ctrl-C' '^llama-3.2-1b-latency +interrupted' "$work/out"
 has 'Ctrl-C: rest' '"rope_test", "result": "not run: interrupted"' "$results/tests.json"
 json_is_whole 'Ctrl-C'
+
+# --- speed_table.py: of benches that ran, and of one that was cut off ---
+if command -v python3 >/dev/null; then
+  numbers=$work/numbers
+  mkdir "$numbers"
+  echo '{"decode_share_of_read_bandwidth": {"p50": 0.75}, "decode_step_ms": {"p50": 2}, "prefill_ms": {"p50": 10}}' >"$numbers/llama-3.2-1b-latency.json"
+  echo '{"decode_step_ms": {"p50": 5}}' >"$numbers/llama-3.2-1b-latency-eager.json"
+  echo '{"decode_compiled_ms": 3, "prefill_ms": 15}' >"$numbers/peer-llama-3.2-1b.json"
+  echo '{"microseconds": {"matmul/o/bf16/1": 6, "matmul/o/bf16/16": 9}}' >"$numbers/peer-matmul.json"
+  echo '{"prefill_share_of_matmul": {"p50"' >"$numbers/llama-3.1-8b-prefill-own.json"
+  {
+    echo '{"benchmarks": ['
+    for rows in 1 64 512; do
+      printf '{"name": "add_rms_norm/bf16/%d/real_time", "real_time": 10}, ' "$rows"
+      printf '{"name": "add_rms_norm_unfused/bf16/%d/real_time", "real_time": %d},\n' "$rows" $((15 + rows))
+    done
+    echo '{"name": "matmul/o/bf16/1/real_time", "real_time": 3000}, {"name": "matmul/o/bf16/16/real_time", "real_time": 6000},'
+    echo '{"name": "attention_gqa8/bf16/1/8192/64/128/real_time", "real_time": 10, "%read": 85}]}'
+  } >"$numbers/op_bench.json"
+  "$bundle/speed_table.py" "$numbers" >"$work/out" 2>&1
+  is 'speed_table.py' $? 0
+  has 'a share' '^decode, llama-3.2-1b bf16, batch 1.* 0.75 +at least 0.65, aim 0.85' "$work/out"
+  has 'a share of an op' '^decode attention.* 0.85 +at least' "$work/out"
+  has 'graphs' '^graphs against eager.* 2.50 ' "$work/out"
+  has 'the least of several' '^fused against unfused: norm.* 1.60 ' "$work/out"
+  has 'cuBLAS' '^matmuls of 1 to 16 rows.* 1.50 ' "$work/out"
+  has 'a peer' '^PyTorch, llama-3.2-1b, decode.* 1.50 ' "$work/out"
+  has 'cut off' '^prefill, llama-3.1-8b bf16, 8192 tokens  .*not measured' "$work/out"
+  has 'no number' '"measured": null' "$numbers/speed.json"
+fi
 
 # --- bundle.sh: what it refuses before it builds ---
 bundle() {  # STATUS 'regex of its one line' ARGUMENT...
