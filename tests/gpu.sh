@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC2317  # parts are called by name
 # Runs the GPU tests and benches of a bundle (launch/bundle.sh) on the machine it lies on: FOLDER/gpu.sh [options] RESULTS [part...]
 #   --time-limit S   S seconds after the start the step that runs is ended, and those left are named (default 470: with what
 #                    ending a step may take, all of it is done within 8 minutes)
@@ -6,9 +7,8 @@
 # Parts, in this order when none is named: ops models graphs nccl sanitizer bench peer.
 # RESULTS gets a log of each step, tests.json (each step, how it ended or why it did not run, seconds), a JSON file of each bench
 # and speed.json (shares of what the same run measured the GPU to be able to).
-# The exit status is 0 when every step passed or lacked what its line names (a second GPU, torch, ...), all of them on a machine
-# without a GPU; 1 when a step failed, or time ended before the last; 2 for usage; 130 after Ctrl-C.
-# shellcheck disable=SC2317  # parts are called by name
+# The exit status is 0 when every step passed or lacked what its line names (a GPU at all, a second one, torch, ...), 1 when one
+# failed or there was no time for it, 2 for usage, 130 after Ctrl-C.
 set -uo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
@@ -18,7 +18,7 @@ usage() { echo "gpu.sh: $*" >&2; exit 2; }
 time_limit=470
 while [[ ${1-} == -* ]]; do
   case $1 in
-    --help | -h) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$here/gpu.sh" >&2; exit 0 ;;
+    --help | -h) sed -n '3,/^[^#]/s/^# \{0,1\}//p' "$here/gpu.sh" >&2; exit 0 ;;
     --time-limit)
       time_limit=${2-}
       [[ $time_limit =~ ^[1-9][0-9]{0,5}$ ]] || usage "--time-limit takes seconds, not '$time_limit'"
@@ -282,11 +282,11 @@ run_peer_sums() {
 
 # check TOOL NAME FILTER: a few cases of NAME_test, for the tools make kernels tens of times slower.
 check() {
-  tests "$1_$2" 40 compute-sanitizer --tool "$1" --error-exitcode 9 "$here/bin/${2}_test" --gtest_filter="$3"
+  tests "$1_$2" 30 compute-sanitizer --tool "$1" --error-exitcode 9 "$here/bin/${2}_test" --gtest_filter="$3"
 }
 
 run_sanitizer() {
-  local tool not_run=$not_run part_end=$((SECONDS + 150))
+  local tool not_run=$not_run part_end=$((SECONDS + 100))
   [[ -n $not_run ]] || command -v compute-sanitizer >/dev/null || not_run="no compute-sanitizer in PATH or /usr/local/cuda/bin"
   export CUDA_LAUNCH_BLOCKING=1
   for tool in memcheck racecheck; do
