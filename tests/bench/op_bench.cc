@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/mol_ops.h"
+#include "kernels/status.h"
 #if defined(TRIREME_BENCH_ONEDNN)
 #include <oneapi/dnnl/dnnl.hpp>
 #endif
@@ -195,12 +196,12 @@ void OneDnnBench(benchmark::State& state, DType dtype, int64_t n, int64_t k) {
 }
 #endif
 
-void AttentionBench(benchmark::State& state, DType dtype) {
-  constexpr int64_t kQHeads = 32, kKvHeads = 8, kPageSize = 16;
+void AttentionBench(benchmark::State& state, DType dtype, int64_t q_heads) {
+  constexpr int64_t kKvHeads = 8, kPageSize = 16;
   const int64_t q_len = state.range(0), kv_len = state.range(1), sequences = state.range(2),
                 head_dim = state.range(3);
   const int64_t pages = (kv_len + kPageSize - 1) / kPageSize;
-  const Tensor q = Filled(dtype, {sequences * q_len, kQHeads * head_dim});
+  const Tensor q = Filled(dtype, {sequences * q_len, q_heads * head_dim});
   const Tensor k = Filled(dtype, {sequences * pages, kPageSize, kKvHeads, head_dim});
   const Tensor v = Filled(dtype, {sequences * pages, kPageSize, kKvHeads, head_dim});
   const Tensor out = Ok(Tensor::Create(*bench->device, dtype, q.view().shape));
@@ -217,7 +218,7 @@ void AttentionBench(benchmark::State& state, DType dtype) {
   AttentionShape shape{.scale = 0.125f, .min_q_len = q_len, .max_q_len = q_len};
   const int64_t bytes = AttentionWorkspaceBytes(*bench->stream, {.dtype = dtype,
                                                                  .sequences = sequences,
-                                                                 .q_heads = kQHeads,
+                                                                 .q_heads = q_heads,
                                                                  .kv_heads = kKvHeads,
                                                                  .head_dim = head_dim,
                                                                  .max_kv_len = pages * kPageSize});
@@ -228,7 +229,7 @@ void AttentionBench(benchmark::State& state, DType dtype) {
     PagedAttention(*bench->stream, q.view(), kv, cu_tensor.view(), len_tensor.view(), shape,
                    out.view());
   });
-  OpCost cost = PagedAttentionCost(q_len, kv_len, kQHeads, kKvHeads, head_dim, dtype);
+  OpCost cost = PagedAttentionCost(q_len, kv_len, q_heads, kKvHeads, head_dim, dtype);
   cost.flops *= static_cast<double>(sequences);
   cost.bytes *= static_cast<double>(sequences);
   // On the CPU scores and sums are float multiply-adds, whatever the type.
@@ -383,7 +384,7 @@ void RegisterMlps() {
 void RegisterAttention() {
   for (DType dtype : {DType::kBF16, DType::kF32}) {
     const std::string name = Name(dtype);
-    benchmark::RegisterBenchmark(("attention/" + name).c_str(), AttentionBench, dtype)
+    benchmark::RegisterBenchmark(("attention/" + name).c_str(), AttentionBench, dtype, 32)
         ->Args({1, 512, 1, 64})
         ->Args({1, 4096, 8, 64})
         ->Args({512, 512, 1, 64})
@@ -391,10 +392,18 @@ void RegisterAttention() {
         ->UseRealTime();
     // In f32 one kernel serves all sizes, without tensor cores: it would take minutes.
     if (!bench->device->spec().host_memory && dtype == DType::kBF16) {
-      benchmark::RegisterBenchmark(("attention/" + name).c_str(), AttentionBench, dtype)
+      benchmark::RegisterBenchmark(("attention/" + name).c_str(), AttentionBench, dtype, 32)
           ->Args({1, 8192, 64, 128})
           ->Args({16384, 16384, 1, 128})
           ->UseRealTime();
+    }
+    // Eight query heads read what one reads.
+    benchmark::internal::Benchmark* const wide =
+        benchmark::RegisterBenchmark(("attention_gqa8/" + name).c_str(), AttentionBench, dtype, 64)
+            ->Args({1, 512, 1, 128})
+            ->UseRealTime();
+    if (!bench->device->spec().host_memory && dtype == DType::kBF16) {
+      wide->Args({1, 8192, 64, 128});
     }
   }
 }
@@ -408,6 +417,17 @@ bool UseIsaNamed(const char* name) {
   for (int i = 0; i < cpu::IsaCount(); ++i) std::fprintf(stderr, " %s", cpu::IsaAt(i).name);
   std::fputc('\n', stderr);
   return false;
+}
+
+// What this machine may lack.
+absl::Status Open(const DeviceOptions& options, Bench* opened) {
+  ASSIGN_OR_RETURN(opened->device, OpenDevice(options));
+  ASSIGN_OR_RETURN(opened->stream, opened->device->NewStream());
+  if (options.cublas_lt) {
+    ASSIGN_OR_RETURN(opened->cublas_lt, opened->device->NewStream());
+  }
+  ASSIGN_OR_RETURN(opened->ceilings, MeasureCeilings(*opened->stream));
+  return absl::OkStatus();
 }
 
 int Main(int argc, char** argv) {
@@ -428,10 +448,10 @@ int Main(int argc, char** argv) {
   }
   Bench state;
   options.cublas_lt = options.name == "cuda";  // the ceiling of matmuls is its, too
-  state.device = Ok(OpenDevice(options));
-  state.stream = Ok(state.device->NewStream());
-  if (options.cublas_lt) state.cublas_lt = Ok(state.device->NewStream());
-  state.ceilings = Ok(MeasureCeilings(*state.stream));
+  if (const absl::Status status = Open(options, &state); !status.ok()) {
+    std::fprintf(stderr, "op_bench: %s\n", std::string(status.message()).c_str());
+    return 1;
+  }
   bench = &state;
   const DeviceSpec& spec = state.device->spec();
   const std::string name = spec.host_memory
@@ -445,6 +465,7 @@ int Main(int argc, char** argv) {
   RegisterMlps();
   RegisterAttention();
   RegisterRowOps();
+  RegisterTokenOps();
   RegisterMolSearch();
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;

@@ -59,5 +59,7 @@ void Report(benchmark::State& state, const OpCost& cost, DType dtype);
 
 // Norms, activations, sums, look-ups, penalties (op_bench_rows.cc).
 void RegisterRowOps();
+// Embedding, RoPE and the KV store, sampling (op_bench_tokens.cc).
+void RegisterTokenOps();
 
 }  // namespace trireme

@@ -18,14 +18,20 @@ void NormBench(benchmark::State& state, DType dtype, int64_t hidden) {
   Report(state, NormCost(kKind, state.range(0), hidden, dtype), DType::kF32);
 }
 
-template <NormKind kKind>
+// Unfused, the two ops that it replaces.
+template <NormKind kKind, bool kFused>
 void AddNormBench(benchmark::State& state, DType dtype, int64_t hidden) {
   const Shape shape = {state.range(0), hidden};
   const Tensor residual = Filled(dtype, shape), delta = Filled(dtype, shape),
                weight = Filled(dtype, {hidden});
   const Tensor out = Ok(Tensor::Create(*bench->device, dtype, shape));
   Measure(state, [&] {
-    AddNorm(*bench->stream, residual.view(), delta.view(), ParamsOf(kKind, weight), out.view());
+    if (kFused) {
+      AddNorm(*bench->stream, residual.view(), delta.view(), ParamsOf(kKind, weight), out.view());
+    } else {
+      Add(*bench->stream, residual.view(), delta.view());
+      Norm(*bench->stream, residual.view(), ParamsOf(kKind, weight), out.view());
+    }
   });
   Report(state, AddNormCost(kKind, state.range(0), hidden, dtype), DType::kF32);
 }
@@ -98,15 +104,18 @@ void RegisterRowOps() {
       int64_t width;
     };
     for (const Op& op : {Op{"rms_norm/", NormBench<NormKind::kRms>, 2048},
-                         {"add_rms_norm/", AddNormBench<NormKind::kRms>, 2048},
+                         {"add_rms_norm/", AddNormBench<NormKind::kRms, true>, 2048},
+                         {"add_rms_norm_unfused/", AddNormBench<NormKind::kRms, false>, 2048},
                          {"layer_norm/", NormBench<NormKind::kLayer>, 2048},
-                         {"add_layer_norm/", AddNormBench<NormKind::kLayer>, 2048},
+                         {"add_layer_norm/", AddNormBench<NormKind::kLayer, true>, 2048},
+                         {"add_layer_norm_unfused/", AddNormBench<NormKind::kLayer, false>, 2048},
                          {"add/", AddBench, 2048},
                          {"gelu/", GeluBench, 8192},
                          {"silu_and_mul/", SiluBench, 8192},
                          {"gather_rows/", GatherRowsBench, 2048}}) {
       benchmark::RegisterBenchmark((op.name + type).c_str(), op.run, dtype, op.width)
           ->Arg(1)
+          ->Arg(64)
           ->Arg(512)
           ->UseRealTime();
     }
