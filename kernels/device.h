@@ -100,8 +100,11 @@ class Stream {
       Copy(static_cast<char*>(dst) + r * dst_stride, static_cast<const char*>(src) + r * src_stride,
            bytes);
   }
-  // Waits for everything enqueued so far; reports what went wrong in it.
+  // Waits for everything enqueued so far; reports what went wrong in it. What an accelerator could
+  // not do stays with its stream: every later call reports the same.
   virtual absl::Status Synchronize() = 0;
+  // What is known by now to have gone wrong, without waiting.
+  virtual absl::Status Fault() const { return absl::OkStatus(); }
   // Records what `work` enqueues on this stream, without doing it. Unimplemented where a stream
   // runs inline; any other error says why this work cannot be recorded.
   virtual absl::StatusOr<std::unique_ptr<Graph>> Capture(const std::function<void()>& work);

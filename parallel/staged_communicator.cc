@@ -59,14 +59,12 @@ class StagedCommunicator final : public Communicator {
   static char* Fetch(Stream& stream, ConstTensorView view, std::vector<char>& buffer) {
     buffer.resize(static_cast<size_t>(view.bytes()));
     stream.Copy(buffer.data(), view.data, buffer.size());
-    const absl::Status status = stream.Synchronize();
-    CHECK(status.ok()) << status.ToString();
+    stream.Synchronize().IgnoreError();  // it says so again to who waits for the stream
     return buffer.data();
   }
   // The staging buffers are free again afterwards.
   void Finish(Stream& stream) {
-    const absl::Status status = stream.Synchronize();
-    CHECK(status.ok()) << status.ToString();
+    stream.Synchronize().IgnoreError();
     moved();
   }
   void moved() { bytes_moved_ = host_->bytes_moved(); }

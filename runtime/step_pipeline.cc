@@ -43,6 +43,8 @@ void StepPipeline::Dispatch(const StepPlan& plan) {
     for (const int peer : peers_) worker_.control().Send(peer, kPlanChannel, bytes_);
   }
   step.here = worker_.Execute(plan, &step.result);
+  // The ranks behind wait for what does not come any more.
+  if (!worker_.stream().Fault().ok()) failed_ = worker_.control().detector() != nullptr;
 }
 
 bool StepPipeline::TryTake(StepResult* result) {

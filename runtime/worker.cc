@@ -15,6 +15,18 @@
 #include "runtime/timer.h"
 
 namespace trireme {
+namespace {
+
+void TakeInto(absl::StatusOr<std::vector<float>> values, std::vector<float>* out,
+              StepResult* result) {
+  if (values.ok()) {
+    *out = *std::move(values);
+  } else {
+    result->error = std::string(values.status().message());
+  }
+}
+
+}  // namespace
 
 Worker::~Worker() {
   // Of a failed job messages are still under way, and read memory that would be freed here. The
@@ -187,8 +199,11 @@ bool Worker::Execute(const StepPlan& plan, StepResult* result) {
   result->Clear();
   result->step = plan.step;
   const bool last = RunStage(plan, result);
+  // A stage that waits for nothing hears of its device's faults here.
+  if (const absl::Status fault = stream_->Fault(); !fault.ok() && result->error.empty())
+    result->error = std::string(fault.message());
   control_->EndStep();
-  return last;
+  return last || !result->error.empty();
 }
 
 bool Worker::RunStage(const StepPlan& plan, StepResult* result) {
@@ -220,7 +235,7 @@ bool Worker::RunStage(const StepPlan& plan, StepResult* result) {
   }
   if (batch.logit_count() == 0) return true;
   if (ending == Ending::kHidden) {
-    result->hidden = CollectHidden(batch, hidden);
+    TakeInto(CollectHidden(batch, hidden), &result->hidden, result);
     return true;
   }
   const TraceScope sample("sample", plan.step);
@@ -259,7 +274,7 @@ bool Worker::CollectRows(const StepPlan& plan) {
 // What was prepared has been answered behind the logits.
 void Worker::SampleRows(const Batch& batch, bool prepared, StepResult* result) {
   if (rows_.empty()) {
-    result->logits = CollectLogits(logits_.view().Rows(0, batch.logit_count()));
+    TakeInto(CollectLogits(logits_.view().Rows(0, batch.logit_count())), &result->logits, result);
     return;
   }
   const TensorView logits = logits_.view().Rows(0, static_cast<int64_t>(rows_.size()));
@@ -271,7 +286,7 @@ void Worker::SampleRows(const Batch& batch, bool prepared, StepResult* result) {
 
 // [rows, V]: the shards' columns side by side. Shards differ by at most one column, so they are
 // padded to the widest.
-std::vector<float> Worker::CollectLogits(TensorView logits) {
+absl::StatusOr<std::vector<float>> Worker::CollectLogits(TensorView logits) {
   const int parts = groups_.tp->size();
   const int64_t rows = logits.dim(0), vocabulary = config_.vocab_size;
   const WeightSpec head = WeightSpecsOf(config_).head;
@@ -281,12 +296,11 @@ std::vector<float> Worker::CollectLogits(TensorView logits) {
     stream_->Copy(mine.data() + r * widest, logits.row<float>(r),
                   static_cast<size_t>(logits.dim(1)) * sizeof(float));
   }
-  const absl::Status computed = stream_->Synchronize();
-  CHECK(computed.ok()) << std::string(computed.message());
+  RETURN_IF_ERROR(stream_->Synchronize());
   groups_.tp_of_host().AllGather(*stream_,
                                  ConstTensorView(mine.data(), DType::kF32, {rows * widest}),
                                  TensorView(all.data(), DType::kF32, {rows * widest * parts}));
-  CHECK(stream_->Synchronize().ok());
+  RETURN_IF_ERROR(stream_->Synchronize());
   std::vector<float> out(rows * vocabulary);
   for (int part = 0; part < parts; ++part) {
     const Range piece = PieceOfSpec(head, part, parts);
@@ -299,12 +313,12 @@ std::vector<float> Worker::CollectLogits(TensorView logits) {
 }
 
 // The same on all ranks of tensor parallelism.
-std::vector<float> Worker::CollectHidden(const Batch& batch, ConstTensorView hidden) {
+absl::StatusOr<std::vector<float>> Worker::CollectHidden(const Batch& batch,
+                                                         ConstTensorView hidden) {
   const ConstTensorView rows = decoder_->NormedRows(*stream_, batch, hidden);
   std::vector<char> bytes(rows.bytes());
   stream_->Copy(bytes.data(), rows.data, bytes.size());
-  const absl::Status computed = stream_->Synchronize();
-  CHECK(computed.ok()) << std::string(computed.message());
+  RETURN_IF_ERROR(stream_->Synchronize());
   std::vector<float> out(rows.elements());
   ConvertFloats(rows.dtype, bytes.data(), DType::kF32, out.data(), rows.elements());
   return out;
@@ -322,7 +336,12 @@ absl::Status Worker::Run() {
     Parse(bytes, &plan);
     if (plan.stop) break;
     RETURN_IF_ERROR(Begin(plan));
-    if (!Execute(plan, &result) || control_->rank() != result_rank()) continue;
+    if (!Execute(plan, &result)) continue;
+    if (control_->rank() != result_rank()) {
+      // The ranks beside say the same of what all met; what this one met alone they wait for.
+      if (!result.error.empty()) return absl::InternalError(result.error);
+      continue;
+    }
     Serialize(result, &bytes);
     control_->Send(leader(), kResultChannel, bytes);
   }

@@ -73,8 +73,8 @@ class Worker {
   // done.
   absl::Status Begin(const StepPlan& plan);
   // Runs this rank's stage of the plan, which was begun. True on the last stage: then the result is
-  // there (the same on all its ranks), in memory that is used again. Nothing else is allocated
-  // after the first steps.
+  // there (the same on all its ranks), in memory that is used again; and on any whose device has
+  // failed, with the result's error. Nothing else is allocated after the first steps.
   bool Execute(const StepPlan& plan, StepResult* result);
   // Executes the leader's plans until one says stop.
   absl::Status Run();
@@ -134,8 +134,8 @@ class Worker {
   // The rows that are sampled, into rows_. False where the plan asks for hidden states instead.
   bool CollectRows(const StepPlan& plan);
   void SampleRows(const Batch& batch, bool prepared, StepResult* result);
-  std::vector<float> CollectLogits(TensorView logits);
-  std::vector<float> CollectHidden(const Batch& batch, ConstTensorView hidden);
+  absl::StatusOr<std::vector<float>> CollectLogits(TensorView logits);
+  absl::StatusOr<std::vector<float>> CollectHidden(const Batch& batch, ConstTensorView hidden);
   void RememberSampled(const StepPlan& plan, const StepResult& result);
 
   ControlPlane* control_;

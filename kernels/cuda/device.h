@@ -20,6 +20,7 @@ absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(const DeviceOptions& opti
 // GPUs that OpenCudaDevice would open.
 int UsableDevices();
 
+// "WHAT: CUDA's words", and the remedy where there is one. ResourceExhausted: out of memory.
 absl::Status StatusOf(cudaError_t error, const std::string& what);
 
 class CudaStream final : public Stream {
@@ -33,6 +34,7 @@ class CudaStream final : public Stream {
                 size_t rows) override;
   // Polls, so that what a watch reports ends the wait for work that will never be done.
   absl::Status Synchronize() override;
+  absl::Status Fault() const override;
   absl::StatusOr<std::unique_ptr<Graph>> Capture(const std::function<void()>& work) override;
 
   // To enqueue on: its GPU becomes the calling thread's current one, which kernels must be launched
@@ -58,7 +60,6 @@ class CudaStream final : public Stream {
   const int device_index_;
   const bool waits_for_copies_;
   cudaStream_t handle_;
-  cudaError_t error_ = cudaSuccess;  // of a copy
   std::vector<WatchEntry> watches_;
   const std::unique_ptr<MatMulLibrary> library_;  // or null
   CodesRoom codes_room_;

@@ -17,6 +17,8 @@
 
 #include <cstdint>
 #include <string>
+
+#include "kernels/cuda/stream_errors.h"
 #else
 #include TRIREME_HOST_CUDA
 #endif
@@ -60,20 +62,18 @@ struct Config {
   StreamHandle stream = nullptr;
 };
 
-// A launch that the device refuses is our fault. A capture that something else has spoilt says so
-// at its end. Of the call itself, not cudaGetLastError's, which also gives what others left there.
-inline void CheckLaunch(cudaError_t error) {
-  CHECK(error == cudaSuccess || error == cudaErrorStreamCaptureInvalidated)
-      << "kernel launch: " << cudaGetErrorString(error);
-}
-
+// What goes wrong stays with the stream (stream_errors.h). Of the call itself, not
+// cudaGetLastError's, which also gives what others left there.
 template <class... P, class... A>
 void Enqueue(const Config& c, cudaLaunchAttribute* attributes, unsigned count, void (*kernel)(P...),
              A&&... args) {
+  if (!MayEnqueue(c.stream)) return;
   if (c.dynamic_smem > 48 << 10) {
-    CheckLaunch(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     static_cast<int>(c.dynamic_smem)));
+    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(c.dynamic_smem));
+    CheckLaunch(c.stream, error);
+    if (error != cudaSuccess) return;
   }
   cudaLaunchConfig_t config{};
   config.gridDim = c.grid;
@@ -82,7 +82,7 @@ void Enqueue(const Config& c, cudaLaunchAttribute* attributes, unsigned count, v
   config.stream = c.stream;
   config.attrs = attributes;
   config.numAttrs = count;
-  CheckLaunch(cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...));
+  CheckLaunch(c.stream, cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...));
 }
 
 // Enqueues the kernel.

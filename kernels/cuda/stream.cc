@@ -1,12 +1,11 @@
 #include <algorithm>
 #include <chrono>
-#include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/check.h"
 #include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/stream_errors.h"
 #include "kernels/status.h"
 
 namespace trireme::cuda {
@@ -17,14 +16,37 @@ class CudaGraph final : public Graph {
   CudaGraph(cudaGraphExec_t executable, int64_t bytes) : Graph(bytes), executable_(executable) {}
   ~CudaGraph() override { cudaGraphExecDestroy(executable_); }
   void Replay(Stream& stream) override {
-    const cudaError_t error =
-        cudaGraphLaunch(executable_, static_cast<CudaStream&>(stream).handle());
-    CHECK(error == cudaSuccess) << "graph launch: " << cudaGetErrorString(error);
+    const cudaStream_t handle = static_cast<CudaStream&>(stream).handle();
+    if (gpu::MayEnqueue(handle)) gpu::CheckLaunch(handle, cudaGraphLaunch(executable_, handle));
   }
 
  private:
   cudaGraphExec_t executable_;
 };
+
+// No call of this process reaches the GPU again.
+bool IsOfLostGpu(cudaError_t error) {
+  switch (error) {
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorNoDevice:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorContextIsDestroyed:
+    case cudaErrorAssert:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorLaunchFailure:
+    case cudaErrorUnknown:
+      return true;
+    default:
+      return false;
+  }
+}
 
 int64_t FreeBytes() {
   size_t free_bytes = 0, total = 0;
@@ -36,7 +58,14 @@ int64_t FreeBytes() {
 
 absl::Status StatusOf(cudaError_t error, const std::string& what) {
   if (error == cudaSuccess) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(what, ": ", cudaGetErrorString(error)));
+  const std::string words = absl::StrCat(what, ": ", cudaGetErrorString(error));
+  if (error == cudaErrorMemoryAllocation) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(words, ": lower --kv-cache-memory, --max-num-seqs or --max-model-len"));
+  }
+  if (!IsOfLostGpu(error)) return absl::InternalError(words);
+  return absl::InternalError(absl::StrCat(
+      words, ": the GPU was lost or a kernel failed: dmesg shows its Xid; start again"));
 }
 
 gpu::StreamHandle NativeHandle(Stream& stream) { return static_cast<CudaStream&>(stream).handle(); }
@@ -53,33 +82,45 @@ CudaStream::CudaStream(Device* device, int device_index, bool waits_for_copies, 
       handle_(handle),
       library_(cublas != nullptr ? std::make_unique<MatMulLibrary>(*cublas) : nullptr) {}
 
-CudaStream::~CudaStream() { cudaStreamDestroy(handle_); }
+CudaStream::~CudaStream() {
+  gpu::TakeError(handle_);
+  cudaStreamDestroy(handle_);
+}
 
 cudaStream_t CudaStream::handle() const {
   // A process has one GPU, so a thread that has been here needs nothing more.
   thread_local int current = -1;
   if (current != device_index_) {
-    CHECK(cudaSetDevice(device_index_) == cudaSuccess) << device().spec().name;
-    current = device_index_;
+    const cudaError_t error = cudaSetDevice(device_index_);
+    gpu::KeepError(handle_, error);
+    if (error == cudaSuccess) current = device_index_;
   }
   return handle_;
 }
 
 void CudaStream::Copy(void* dst, const void* src, size_t bytes) {
   if (bytes == 0) return;
-  EndCopy(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, handle()));
+  const cudaStream_t stream = handle();
+  if (!gpu::MayEnqueue(stream)) return;
+  EndCopy(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, stream));
 }
 
 void CudaStream::CopyRows(void* dst, size_t dst_stride, const void* src, size_t src_stride,
                           size_t bytes, size_t rows) {
   if (bytes == 0 || rows == 0) return;
+  const cudaStream_t stream = handle();
+  if (!gpu::MayEnqueue(stream)) return;
   EndCopy(cudaMemcpy2DAsync(dst, dst_stride, src, src_stride, bytes, rows, cudaMemcpyDefault,
-                            handle()));
+                            stream));
 }
 
 void CudaStream::EndCopy(cudaError_t error) {
   if (waits_for_copies_ && error == cudaSuccess) error = cudaStreamSynchronize(handle_);
-  if (error_ == cudaSuccess) error_ = error;  // surfaces in Synchronize
+  gpu::KeepError(handle_, error);  // surfaces in Synchronize
+}
+
+absl::Status CudaStream::Fault() const {
+  return StatusOf(gpu::KeptError(handle_), device().spec().name);
 }
 
 absl::Status CudaStream::WatchesHealthy() const {
@@ -95,10 +136,9 @@ absl::Status CudaStream::Synchronize() {
 absl::Status CudaStream::Wait() {
   using Clock = std::chrono::steady_clock;
   const cudaStream_t stream = handle();
-  cudaError_t error = error_;
   if (watches_.empty()) {
-    const cudaError_t waited = cudaStreamSynchronize(stream);
-    return StatusOf(error != cudaSuccess ? error : waited, device().spec().name);
+    gpu::KeepError(stream, cudaStreamSynchronize(stream));
+    return Fault();
   }
   constexpr auto kInterval = std::chrono::milliseconds(1);
   auto next_look = Clock::now() + kInterval;
@@ -110,7 +150,8 @@ absl::Status CudaStream::Wait() {
   }
   // Once more at the end, for who keeps account of what the stream has done.
   RETURN_IF_ERROR(WatchesHealthy());
-  return StatusOf(error != cudaSuccess ? error : state, device().spec().name);
+  gpu::KeepError(stream, state);
+  return Fault();
 }
 
 absl::StatusOr<std::unique_ptr<Graph>> CudaStream::Capture(const std::function<void()>& work) {
@@ -123,9 +164,9 @@ absl::StatusOr<std::unique_ptr<Graph>> CudaStream::Capture(const std::function<v
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;
   cudaError_t error = cudaStreamEndCapture(handle_, &graph);
-  // What a copy in `work` was refused is this capture's error, not that of the stream's next wait.
-  if (const cudaError_t of_copy = std::exchange(error_, cudaSuccess); of_copy != cudaSuccess)
-    error = of_copy;
+  // What `work` was refused is this capture's error, not that of the stream's next wait. A GPU that
+  // is lost says so again.
+  if (const cudaError_t of_work = gpu::TakeError(handle_); of_work != cudaSuccess) error = of_work;
   const absl::Status of_library =
       library_ != nullptr ? library_->TakeError() : absl::OkStatus();  // likewise
   if (error == cudaSuccess && of_library.ok()) error = cudaGraphInstantiate(&executable, graph, 0);
@@ -135,10 +176,6 @@ absl::StatusOr<std::unique_ptr<Graph>> CudaStream::Capture(const std::function<v
   if (!of_library.ok()) {
     status = absl::Status(of_library.code(),
                           absl::StrCat(what, ": ", std::string(of_library.message())));
-  }
-  if (error == cudaErrorMemoryAllocation) {
-    status = absl::ResourceExhaustedError(absl::StrCat(
-        what, ": no memory is left for it: lower --kv-cache-memory or --max-num-seqs"));
   }
   if (!status.ok()) {
     if (executable != nullptr) cudaGraphExecDestroy(executable);

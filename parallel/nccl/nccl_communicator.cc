@@ -24,6 +24,7 @@
 #include "kernels/check.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/rank_sum.h"
+#include "kernels/cuda/stream_errors.h"
 #include "kernels/status.h"
 #include "parallel/enqueued_calls.h"
 #include "parallel/nccl/nccl_api.h"
@@ -52,9 +53,7 @@ ncclDataType_t TypeOf(DType dtype) {
   }
 }
 
-void CheckCuda(cudaError_t error) {
-  CHECK(error == cudaSuccess) << "NCCL communicator: " << cudaGetErrorString(error);
-}
+using gpu::KeepError;  // who waits for the stream hears of it
 
 // Any thread. What cannot be asked any more (the device is lost) has been passed: who synchronises
 // hears of it.
@@ -160,16 +159,17 @@ class NcclCommunicator final : public Communicator {
     CHECK(data.contiguous());
     CHECK(peer == rank_ + 1 && next_ != nullptr) << "rank " << rank_ << " sends to " << peer;
     cudaStream_t side = static_cast<CudaStream&>(*side_stream_).handle();
-    CheckCuda(cudaEventRecord(ready_, Watched(stream)));
-    CheckCuda(cudaStreamWaitEvent(side, ready_, 0));
+    cudaStream_t handle = Watched(stream);
+    KeepError(handle, cudaEventRecord(ready_, handle));
+    KeepError(handle, cudaStreamWaitEvent(side, ready_, 0));
     BeginRecord(side_calls_, side);
     next_->Do("send", [&](ncclComm_t comm) {
       return nccl_.Send(data.data, static_cast<size_t>(data.bytes()), ncclUint8, 1, comm, side);
     });
     EndRecord(side_calls_, side);
     Sent sent{.ticket = next_ticket_++};
-    CheckCuda(cudaEventCreateWithFlags(&sent.done, cudaEventDisableTiming));
-    CheckCuda(cudaEventRecord(sent.done, side));
+    KeepError(handle, cudaEventCreateWithFlags(&sent.done, cudaEventDisableTiming));
+    KeepError(handle, cudaEventRecord(sent.done, side));
     sent_.push_back(sent);
     bytes_moved_ += data.bytes();
     if (shared_gpu_) {
@@ -179,10 +179,10 @@ class NcclCommunicator final : public Communicator {
     return sent.ticket;
   }
   void DoWaitSend(Stream& stream, int64_t ticket) override {
+    cudaStream_t handle = static_cast<CudaStream&>(stream).handle();
     while (!sent_.empty() && sent_.front().ticket <= ticket) {
-      CheckCuda(
-          cudaStreamWaitEvent(static_cast<CudaStream&>(stream).handle(), sent_.front().done, 0));
-      CheckCuda(cudaEventDestroy(sent_.front().done));
+      KeepError(handle, cudaStreamWaitEvent(handle, sent_.front().done, 0));
+      KeepError(handle, cudaEventDestroy(sent_.front().done));
       sent_.pop_front();
     }
   }
@@ -213,7 +213,8 @@ class NcclCommunicator final : public Communicator {
     rank_ = group.rank;
     size_ = group.size;
     enqueues_ = true;
-    CheckCuda(cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
+    KeepError(static_cast<CudaStream&>(*side_stream_).handle(),
+              cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
   }
 
   absl::Status Join(const std::array<char, 128>& id_bytes, int size, int rank,
@@ -257,13 +258,14 @@ class NcclCommunicator final : public Communicator {
 
   static cudaEvent_t MarkOn(EnqueuedCalls& calls, cudaStream_t handle) {
     auto event = static_cast<cudaEvent_t>(calls.TakeSpare());
-    if (event == nullptr) CheckCuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
-    CheckCuda(cudaEventRecord(event, handle));
+    if (event == nullptr)
+      KeepError(handle, cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    KeepError(handle, cudaEventRecord(event, handle));
     return event;
   }
   void BeginRecord(EnqueuedCalls& calls, cudaStream_t handle) {
     cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-    CheckCuda(cudaStreamIsCapturing(handle, &capturing));
+    KeepError(handle, cudaStreamIsCapturing(handle, &capturing));
     if (recorder() == nullptr || capturing != cudaStreamCaptureStatusNone) return;
     begin_ = MarkOn(calls, handle);
   }
@@ -273,8 +275,7 @@ class NcclCommunicator final : public Communicator {
     begin_ = nullptr;
   }
   static void Settle(Stream& stream) {
-    const absl::Status status = stream.Synchronize();
-    CHECK(status.ok()) << status.ToString();
+    stream.Synchronize().IgnoreError();  // says so again to who waits for the stream
   }
   // Aborts at the first fault, so that nothing waits for it any longer.
   absl::Status Healthy() {

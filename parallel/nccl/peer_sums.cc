@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "kernels/check.h"
+#include "kernels/cuda/stream_errors.h"
 
 namespace trireme {
 namespace {
@@ -20,10 +21,6 @@ constexpr int kWarmUps = 3, kCalls = 20, kRounds = 3;
 // Ranks enter a trial together, so this is long. One that peers do not answer in is no failure.
 constexpr auto kTrialTime = std::chrono::seconds(5);
 
-void CheckCuda(cudaError_t error) {
-  CHECK(error == cudaSuccess) << "sums over peers: " << cudaGetErrorString(error);
-}
-
 }  // namespace
 
 // Memory and clocks of one Measure.
@@ -32,9 +29,9 @@ class PeerSums::Trial {
   Trial(PeerSums& sums, const Nccl& nccl, int64_t bytes)
       : sums_(sums), nccl_(nccl), ranks_(sums.memory_.group().size), bytes_(bytes) {
     for (void** buffer : {&data_, &gathered_})
-      CheckCuda(cudaMalloc(buffer, static_cast<size_t>(std::max(bytes_, kGatherBytes * ranks_))));
-    CheckCuda(cudaEventCreate(&begin_));
-    CheckCuda(cudaEventCreate(&end_));
+      Keep(cudaMalloc(buffer, static_cast<size_t>(std::max(bytes_, kGatherBytes * ranks_))));
+    Keep(cudaEventCreate(&begin_));
+    Keep(cudaEventCreate(&end_));
   }
   ~Trial() {
     for (void* buffer : {data_, gathered_}) cudaFree(buffer);
@@ -56,7 +53,7 @@ class PeerSums::Trial {
                       [](BF16 a, BF16 b) { return a.bits == b.bits; }))
         return false;
     }
-    return !sums_.memory_.given_up();
+    return !sums_.memory_.given_up() && gpu::MayEnqueue(nccl_.stream);
   }
 
   // Seconds of one of many, the best of some rounds.
@@ -64,12 +61,13 @@ class PeerSums::Trial {
     double best = std::numeric_limits<double>::infinity();
     for (int round = 0; round < kRounds; ++round) {
       for (int i = 0; i < kWarmUps; ++i) enqueue();
-      CheckCuda(cudaEventRecord(begin_, nccl_.stream));
+      Keep(cudaEventRecord(begin_, nccl_.stream));
       for (int i = 0; i < kCalls; ++i) enqueue();
-      CheckCuda(cudaEventRecord(end_, nccl_.stream));
-      CheckCuda(cudaStreamSynchronize(nccl_.stream));
+      Keep(cudaEventRecord(end_, nccl_.stream));
+      Keep(cudaStreamSynchronize(nccl_.stream));
       float ms = 0.0f;
-      CheckCuda(cudaEventElapsedTime(&ms, begin_, end_));
+      Keep(cudaEventElapsedTime(&ms, begin_, end_));
+      if (!gpu::MayEnqueue(nccl_.stream)) return std::numeric_limits<double>::infinity();
       best = std::min(best, ms / 1e3 / kCalls);
     }
     return best;
@@ -79,13 +77,13 @@ class PeerSums::Trial {
   std::vector<double> Slowest(const std::vector<double>& mine) const {
     const auto bytes = static_cast<int64_t>(mine.size() * sizeof(double));
     CHECK_LE(bytes, kGatherBytes);
-    CheckCuda(cudaMemcpyAsync(data_, mine.data(), static_cast<size_t>(bytes),
-                              cudaMemcpyHostToDevice, nccl_.stream));
+    Keep(cudaMemcpyAsync(data_, mine.data(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
+                         nccl_.stream));
     nccl_.gather(data_, gathered_, bytes);
     std::vector<double> all(mine.size() * ranks_);
-    CheckCuda(cudaMemcpyAsync(all.data(), gathered_, all.size() * sizeof(double),
-                              cudaMemcpyDeviceToHost, nccl_.stream));
-    CheckCuda(cudaStreamSynchronize(nccl_.stream));
+    Keep(cudaMemcpyAsync(all.data(), gathered_, all.size() * sizeof(double), cudaMemcpyDeviceToHost,
+                         nccl_.stream));
+    Keep(cudaStreamSynchronize(nccl_.stream));
     std::vector<double> slowest = mine;
     for (size_t i = 0; i < all.size(); ++i)
       slowest[i % mine.size()] = std::max(slowest[i % mine.size()], all[i]);
@@ -95,6 +93,8 @@ class PeerSums::Trial {
  private:
   static constexpr int64_t kGatherBytes = 4096;
 
+  // A GPU that is lost says so again to who waits for the step's stream.
+  void Keep(cudaError_t error) const { gpu::KeepError(nccl_.stream, error); }
   // Of this rank: no two ranks and no two neighbours alike.
   std::vector<BF16> Values(int64_t bytes) const {
     std::vector<BF16> values(static_cast<size_t>(bytes / 2));
@@ -105,11 +105,11 @@ class PeerSums::Trial {
   }
   std::vector<BF16> Result(int64_t bytes, const std::function<void()>& enqueue) {
     std::vector<BF16> values = Values(bytes);
-    CheckCuda(cudaMemcpyAsync(data_, values.data(), static_cast<size_t>(bytes),
-                              cudaMemcpyHostToDevice, nccl_.stream));
+    Keep(cudaMemcpyAsync(data_, values.data(), static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
+                         nccl_.stream));
     enqueue();
     Wait();
-    CheckCuda(cudaMemcpy(values.data(), data_, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost));
+    Keep(cudaMemcpy(values.data(), data_, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost));
     return values;
   }
   // For what was enqueued; gives up what takes too long, or cannot come to an end.
@@ -119,7 +119,7 @@ class PeerSums::Trial {
       if (std::chrono::steady_clock::now() > end) sums_.GiveUp();
       std::this_thread::yield();
     }
-    CheckCuda(cudaStreamSynchronize(nccl_.stream));
+    Keep(cudaStreamSynchronize(nccl_.stream));
   }
 
   PeerSums& sums_;

@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "runtime/evaluation.h"
+#include "runtime/hidden_states.h"
 #include "tests/parallel/world.h"
 #include "tests/runtime/engine_fixture.h"
 #include "tests/runtime/failing_device.h"
@@ -29,7 +31,7 @@ class EngineFailureTest : public ::testing::Test {
         [this](const DeviceOptions& asked) -> absl::StatusOr<std::unique_ptr<Device>> {
       absl::StatusOr<std::unique_ptr<Device>> device = OpenDevice(asked);
       if (!device.ok()) return device.status();
-      return std::make_unique<FailingDevice>(*std::move(device), &fail_);
+      return std::make_unique<FailingDevice>(*std::move(device), &fail_, stays_);
     };
     WithWorker("stories260K", {}, std::move(options), lead);
   }
@@ -46,6 +48,7 @@ class EngineFailureTest : public ::testing::Test {
   }
 
   std::atomic<bool> fail_ = false;
+  bool stays_ = false;
 };
 
 TEST_F(EngineFailureTest, AFailedStepEndsEveryRequestAndTakesNoMore) {
@@ -103,6 +106,21 @@ TEST_F(EngineFailureTest, WhatComesInWhileAStepFailsEndsToo) {
       ASSERT_TRUE(engine->WaitIdle(std::chrono::seconds(30)).ok()) << "round " << round;
       ExpectTheError(engine->Drain());
       EXPECT_EQ(ended, accepted * kSamples);
+    }
+  });
+}
+
+// These ended in a CHECK, which calls a lost GPU our fault.
+TEST_F(EngineFailureTest, EvaluationAndHiddenStatesEndWithTheDevicesError) {
+  stays_ = true;
+  Run([this](Worker& worker) {
+    StepPipeline pipeline(worker);
+    fail_ = true;
+    const auto none = [](int64_t, std::span<const float>) { FAIL() << "no result is one"; };
+    // Twice: the device stays lost, as for a step that was planned ahead.
+    for (int i = 0; i < 2; ++i) {
+      EXPECT_EQ(Evaluate(worker, pipeline, {1, 403, 407}, none).message(), FailingDevice::kError);
+      EXPECT_EQ(HiddenStates(worker, pipeline, {{1, 403}}, none).message(), FailingDevice::kError);
     }
   });
 }

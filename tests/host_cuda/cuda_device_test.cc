@@ -1,0 +1,108 @@
+// The CUDA backend's device and stream over a double of CUDA's library: what they make of what a
+// driver or a GPU can answer.
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/stream_errors.h"
+#include "tests/host_cuda/cuda_runtime_double.h"
+
+namespace trireme::cuda {
+namespace {
+
+class CudaDeviceTest : public ::testing::Test {
+ protected:
+  CudaDeviceTest() { TheCudaRuntimeDouble() = {}; }
+  ~CudaDeviceTest() override { TheCudaRuntimeDouble() = {}; }
+
+  void Open() {
+    device_ = OpenCudaDevice({.name = "cuda"}).value();
+    stream_ = device_->NewStream().value();
+  }
+  cudaStream_t handle() const { return static_cast<CudaStream&>(*stream_).handle(); }
+  // What a kernel's launch does (gpu.h).
+  void Launch(cudaError_t answer) {
+    if (gpu::MayEnqueue(handle())) gpu::CheckLaunch(handle(), answer), ++launches_;
+  }
+  static void ExpectLost(const absl::Status& status) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+    EXPECT_EQ(
+        status.message(),
+        "cuda:0 double: unspecified launch failure: the GPU was lost or a kernel failed: dmesg "
+        "shows its Xid; start again");
+  }
+
+  CudaRuntimeDouble& runtime_ = TheCudaRuntimeDouble();
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<Stream> stream_;
+  int launches_ = 0;
+};
+
+TEST_F(CudaDeviceTest, AFailedLaunchIsTheStreamsErrorAndNothingComesBehindIt) {
+  Open();
+  const std::unique_ptr<Graph> graph = stream_->Capture([] {}).value();
+  const std::unique_ptr<Stream> other = device_->NewStream().value();
+  Launch(cudaSuccess);
+  EXPECT_TRUE(stream_->Fault().ok());
+  Launch(cudaErrorLaunchFailure);
+  Launch(cudaErrorMemoryAllocation);  // not the first
+  EXPECT_EQ(launches_, 2);
+  char to = 0, from = 1;
+  stream_->Copy(&to, &from, 1);
+  graph->Replay(*stream_);
+  EXPECT_EQ(runtime_.copies, 0);
+  EXPECT_EQ(runtime_.graph_launches, 0);
+  ExpectLost(stream_->Fault());
+  for (int i = 0; i < 2; ++i) ExpectLost(stream_->Synchronize());
+  EXPECT_TRUE(other->Synchronize().ok());
+}
+
+TEST_F(CudaDeviceTest, SoAreThoseOfAGraphsLaunchACopyAndAWait) {
+  for (cudaError_t CudaRuntimeDouble::*call :
+       {&CudaRuntimeDouble::graph_launch, &CudaRuntimeDouble::copy,
+        &CudaRuntimeDouble::synchronize}) {
+    runtime_ = {};
+    Open();
+    const std::unique_ptr<Graph> graph = stream_->Capture([] {}).value();
+    runtime_.*call = cudaErrorLaunchFailure;
+    graph->Replay(*stream_);
+    char to = 0, from = 1;
+    stream_->Copy(&to, &from, 1);
+    ExpectLost(stream_->Synchronize());
+    runtime_.*call = cudaSuccess;
+    ExpectLost(stream_->Synchronize());
+    EXPECT_TRUE(device_->NewStream().value()->Synchronize().ok());
+  }
+}
+
+TEST_F(CudaDeviceTest, OutOfMemoryAtALaunchSaysWhatToLower) {
+  Open();
+  Launch(cudaErrorMemoryAllocation);
+  const absl::Status status = stream_->Synchronize();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(status.message(),
+            "cuda:0 double: out of memory: lower --kv-cache-memory, --max-num-seqs or "
+            "--max-model-len");
+}
+
+// The work runs without a graph then.
+TEST_F(CudaDeviceTest, WhatACaptureIsRefusedIsNotTheStreamsError) {
+  Open();
+  const auto graph = stream_->Capture([this] { Launch(cudaErrorMemoryAllocation); });
+  EXPECT_EQ(graph.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(std::string(graph.status().message()).find("cuda:0 double: capturing a graph: "), 0u);
+  EXPECT_TRUE(stream_->Synchronize().ok());
+}
+
+TEST_F(CudaDeviceTest, ALaunchThatNoGpuDoesIsOurFault) {
+  Open();
+  EXPECT_DEATH(Launch(cudaErrorInvalidConfiguration), "kernel launch: error 9 of CUDA");
+  Launch(cudaErrorStreamCaptureInvalidated);  // the capture's end says why
+  EXPECT_TRUE(stream_->Synchronize().ok());
+}
+
+}  // namespace
+}  // namespace trireme::cuda

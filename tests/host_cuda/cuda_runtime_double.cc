@@ -1,0 +1,132 @@
+#include "tests/host_cuda/cuda_runtime_double.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/read_bandwidth.h"
+
+namespace trireme {
+
+CudaRuntimeDouble& TheCudaRuntimeDouble() {
+  static CudaRuntimeDouble runtime;
+  return runtime;
+}
+
+// Of the backend's kernels, which are not here.
+namespace cuda {
+const OpTable kOps{};
+std::string WhyNoCode() { return ""; }
+void PermuteColumns(gpu::StreamHandle, ConstTensorView, void*) {}
+void SiluAndMul(Stream&, ConstTensorView, TensorView) {}
+}  // namespace cuda
+
+namespace {
+CudaRuntimeDouble& Cuda() { return TheCudaRuntimeDouble(); }
+}  // namespace
+}  // namespace trireme
+
+using trireme::Cuda;
+
+extern "C" {
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    case cudaErrorLaunchFailure:
+      return "unspecified launch failure";
+    default:
+      return "another error";
+  }
+}
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = Cuda().driver;
+  return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = static_cast<int>(Cuda().gpus.size());
+  return *count > 0 ? cudaSuccess : cudaErrorNoDevice;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  const auto& gpu = Cuda().gpus.at(static_cast<size_t>(device));
+  std::memset(properties, 0, sizeof(*properties));
+  std::snprintf(properties->name, sizeof(properties->name), "%s", gpu.name.c_str());
+  properties->major = gpu.major;
+  properties->minor = gpu.minor;
+  properties->sharedMemPerBlockOptin = gpu.shared_bytes;
+  properties->pciBusID = device;
+  properties->totalGlobalMem = size_t{1} << 30;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+
+cudaError_t cudaMalloc(void** data, size_t bytes) {
+  if (Cuda().allocation == cudaSuccess) *data = std::malloc(bytes);
+  return Cuda().allocation;
+}
+cudaError_t cudaMallocManaged(void** data, size_t bytes, unsigned) {
+  return cudaMalloc(data, bytes);
+}
+cudaError_t cudaFree(void* data) {
+  std::free(data);
+  return cudaSuccess;
+}
+cudaError_t cudaMemset(void* data, int value, size_t bytes) {
+  std::memset(data, value, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total) {
+  *free_bytes = size_t{1} << 29;
+  *total = size_t{1} << 30;
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpyKind,
+                            cudaStream_t) {
+  ++Cuda().copies;
+  if (Cuda().copy == cudaSuccess) std::memmove(dst, src, bytes);
+  return Cuda().copy;
+}
+
+// No two streams alike: the error of one is not another's.
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = static_cast<cudaStream_t>(std::malloc(1));
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  std::free(stream);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return Cuda().synchronize; }
+cudaError_t cudaStreamQuery(cudaStream_t) { return Cuda().synchronize; }
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) { return cudaSuccess; }
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+  *graph = static_cast<cudaGraph_t>(std::malloc(1));
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t, unsigned long long) {
+  *executable = static_cast<cudaGraphExec_t>(std::malloc(1));
+  return cudaSuccess;
+}
+cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  std::free(graph);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+  std::free(executable);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t) {
+  ++Cuda().graph_launches;
+  return Cuda().graph_launch;
+}
+}
