@@ -55,6 +55,7 @@ struct DeviceSpec {
   int64_t memory_bytes = 0;  // total memory of the device
   std::string identity;      // of the accelerator on its host; empty for the CPU
   int multiprocessors = 1;   // GPU: blocks that run side by side, at the least
+  int64_t max_head_dim = 0;  // that PagedAttention takes; 0: any
 };
 
 class Device {

@@ -17,6 +17,13 @@
 namespace trireme {
 namespace {
 
+absl::Status CheckTakenBy(const DeviceSpec& spec, const ModelConfig& config) {
+  if (spec.max_head_dim == 0 || config.head_dim <= spec.max_head_dim) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("head_dim ", config.head_dim, ": ", spec.name,
+                                                 " takes up to ", spec.max_head_dim,
+                                                 "; use --device cpu"));
+}
+
 void TakeInto(absl::StatusOr<std::vector<float>> values, std::vector<float>* out,
               StepResult* result) {
   if (values.ok()) {
@@ -53,6 +60,7 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Load(ControlPlane& control,
   absl::StatusOr<std::unique_ptr<Device>> device =
       open_device ? open_device(worker->options_.device) : OpenDevice(worker->options_.device);
   if (status.ok()) status = device.status();
+  if (status.ok()) status = CheckTakenBy((*device)->spec(), *config);
   // Groups are made collectively, so all ranks must have come this far.
   RETURN_IF_ERROR(control.Agree(status));
   worker->config_ = *std::move(config);

@@ -9,7 +9,7 @@
 namespace trireme::cuda {
 namespace {
 
-constexpr int kWarps = 4, kMaxHeadDim = 256, kPieces = kMaxHeadDim / 32;
+constexpr int kWarps = 4, kPieces = kMaxHeadDim / 32;
 
 template <typename T>
 __device__ float Dot(const float* q, const T* k, int d) {

@@ -8,6 +8,9 @@
 
 namespace trireme::cuda {
 
+// Of the kernel for any type, whose rows' sums lie in registers.
+inline constexpr int kMaxHeadDim = 256;
+
 struct AttentionDesc {
   DType dtype = DType::kBF16;
   int64_t head_dim = 128;

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/read_bandwidth.h"
@@ -28,6 +29,7 @@ class CudaDevice final : public Device {
     spec_.identity = absl::StrFormat("GPU %04x:%02x:%02x", properties.pciDomainID,
                                      properties.pciBusID, properties.pciDeviceID);
     spec_.multiprocessors = properties.multiProcessorCount;
+    spec_.max_head_dim = kMaxHeadDim;
     spec_.memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
   }
   absl::StatusOr<Buffer> Allocate(size_t bytes) override {

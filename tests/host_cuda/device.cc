@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/matmul_library.h"
@@ -118,6 +119,7 @@ class HostCudaDevice final : public Device {
     spec_.name = "host_cuda";
     spec_.multiprocessors = 2;  // so that persistent blocks have several items each
     spec_.host_memory = !hidden;
+    spec_.max_head_dim = cuda::kMaxHeadDim;
     if (!hidden) return;
     host_cuda::DefaultOptions().around_launch = [](bool begins) {
       HiddenMemory::Get().Open(begins);
