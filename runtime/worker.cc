@@ -76,15 +76,16 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Load(ControlPlane& control,
   absl::StatusOr<std::unique_ptr<WeightLoader>> loader = WeightLoader::Open(model_dir);
   RETURN_IF_ERROR(control.Agree(loader.status()));
   ASSIGN_OR_RETURN(std::vector<float> row_maxima, worker->GatherRowMaxima(**loader));
-  RETURN_IF_ERROR(control.Agree(worker->LoadDecoder(**loader, std::move(row_maxima))));
+  RETURN_IF_ERROR(
+      control.Agree(worker->WithLedger(worker->LoadDecoder(**loader, std::move(row_maxima)))));
   worker->groups_.tp->Reserve(LargestSumBytes(worker->config_, worker->ledger_options()));
   RETURN_IF_ERROR(control.Agree(worker->SizePool()));
-  RETURN_IF_ERROR(control.Agree(worker->CreateBuffers()));
+  RETURN_IF_ERROR(control.Agree(worker->WithLedger(worker->CreateBuffers())));
   const auto compare = [&worker] {
     return CompareLedgers(worker->planned_ledger(), worker->measured_ledger());
   };
   RETURN_IF_ERROR(control.Agree(compare()));
-  RETURN_IF_ERROR(control.Agree(worker->CaptureGraphs()));
+  RETURN_IF_ERROR(control.Agree(worker->WithLedger(worker->CaptureGraphs())));
   RETURN_IF_ERROR(control.Agree(compare()));  // with what capturing has taken
   return worker;
 }

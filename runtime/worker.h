@@ -115,6 +115,8 @@ class Worker {
   absl::Status LoadDecoder(WeightLoader& loader, std::vector<float> row_maxima);
   absl::Status CreateBuffers();
   LedgerOptions ledger_options() const;
+  // Out of memory: the same with what this rank has planned.
+  absl::Status WithLedger(const absl::Status& status) const;
   int64_t communicator_bytes() const;
   // Captures the decode steps of all sizes; worker_graphs.cc.
   absl::Status CaptureGraphs();

@@ -4,6 +4,7 @@
 #include <limits>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/status.h"
 #include "runtime/worker.h"
 
@@ -56,10 +57,19 @@ int64_t Worker::communicator_bytes() const {
   return groups_.tp->buffer_bytes() + groups_.pp->buffer_bytes();
 }
 
+absl::Status Worker::WithLedger(const absl::Status& status) const {
+  if (!absl::IsResourceExhausted(status)) return status;
+  std::string table = LedgerTable(planned_ledger(), nullptr);
+  table.pop_back();  // the last line's end
+  return absl::ResourceExhaustedError(absl::StrCat(status.message(), "\nrank ", control_->rank(),
+                                                   " (", control_->host(), ") holds at the most:\n",
+                                                   table));
+}
+
 Ledger Worker::planned_ledger() const {
   Ledger planned = PlanLedgers(config_, groups_.topology, ledger_options())[groups_.rank];
-  // What the device's kernels, NCCL's sums and captures ask for.
-  planned[Owner::kWorkspace] = decoder_->workspace_bytes();
+  // What the device's kernels, NCCL's sums and captures ask for; not known before they are loaded.
+  if (decoder_ != nullptr) planned[Owner::kWorkspace] = decoder_->workspace_bytes();
   if (!device_->spec().host_memory) planned[Owner::kCommunicator] = communicator_bytes();
   planned[Owner::kGraphs] = graphs_.stats().bytes;
   return planned;

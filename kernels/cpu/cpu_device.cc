@@ -124,7 +124,8 @@ absl::StatusOr<Buffer> CpuDevice::Allocate(size_t bytes) {
     }
   }
   return absl::ResourceExhaustedError(absl::StrCat(
-      "device cpu: no memory for ", bytes, " bytes (the machine has ", spec_.memory_bytes, ")"));
+      "device cpu: no memory for ", bytes, " bytes (the machine has ", spec_.memory_bytes,
+      "): lower --max-num-seqs, --max-model-len or --kv-cache-memory, or use more ranks"));
 }
 
 absl::StatusOr<std::unique_ptr<Stream>> CpuDevice::NewStream() {

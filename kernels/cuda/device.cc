@@ -39,8 +39,10 @@ class CudaDevice final : public Device {
     const size_t at_least_one = bytes > 0 ? bytes : 1;
     const cudaError_t error =
         host_readable_ ? cudaMallocManaged(&data, at_least_one) : cudaMalloc(&data, at_least_one);
-    if (error != cudaSuccess) {
-      cudaGetLastError();  // clears it
+    if (error != cudaSuccess) cudaGetLastError();  // clears it
+    if (error != cudaSuccess && error != cudaErrorMemoryAllocation)
+      return StatusOf(error, absl::StrCat(spec_.name, ": ", bytes, " bytes of memory"));
+    if (error == cudaErrorMemoryAllocation) {
       size_t free_bytes = 0, total = 0;
       cudaMemGetInfo(&free_bytes, &total);
       return absl::ResourceExhaustedError(

@@ -78,6 +78,20 @@ TEST_F(CudaDeviceTest, SoAreThoseOfAGraphsLaunchACopyAndAWait) {
   }
 }
 
+TEST_F(CudaDeviceTest, OnlyWhatIsNoMemoryIsCalledSo) {
+  Open();
+  runtime_.allocation = cudaErrorMemoryAllocation;
+  const absl::Status none = device_->Allocate(100).status();
+  EXPECT_EQ(none.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(std::string(none.message()).find("cuda:0 double: no memory for 100 bytes; "), 0u);
+  runtime_.allocation = cudaErrorLaunchFailure;
+  const absl::Status lost = device_->Allocate(100).status();
+  EXPECT_EQ(lost.code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(lost.message(),
+            "cuda:0 double: 100 bytes of memory: unspecified launch failure: the GPU was lost or a "
+            "kernel failed: dmesg shows its Xid; start again");
+}
+
 TEST_F(CudaDeviceTest, OutOfMemoryAtALaunchSaysWhatToLower) {
   Open();
   Launch(cudaErrorMemoryAllocation);

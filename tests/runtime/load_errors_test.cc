@@ -47,5 +47,30 @@ TEST_F(LoadErrorsTest, AHeadThatTheDeviceDoesNotTakeIsRefusedBeforeWeightsAreRea
   EXPECT_EQ(allocations, 0);
 }
 
+// Whichever allocation it is: of weights, the pool, buffers, or what the first steps need.
+TEST_F(LoadErrorsTest, OutOfMemoryShowsWhatTheRankHolds) {
+  int allocations = 0;
+  HostCudaTestHooks().allocating = [&](size_t) {
+    ++allocations;
+    return absl::OkStatus();
+  };
+  ASSERT_TRUE(Load(GoldenModel("stories260K")).ok());
+  const int all = allocations;
+  for (const int failing : {1, all / 2, all}) {
+    SCOPED_TRACE(failing);
+    allocations = 0;
+    HostCudaTestHooks().allocating = [&](size_t) {
+      return ++allocations == failing ? absl::ResourceExhaustedError("no memory for a test")
+                                      : absl::OkStatus();
+    };
+    const absl::Status status = Load(GoldenModel("stories260K"));
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+    const std::string message(status.message());
+    EXPECT_TRUE(absl::StrContains(message, "no memory for a test\nrank 0 (")) << message;
+    EXPECT_TRUE(absl::StrContains(message, "  weights ")) << message;
+    EXPECT_TRUE(absl::StrContains(message, "  total ")) << message;
+  }
+}
+
 }  // namespace
 }  // namespace trireme
