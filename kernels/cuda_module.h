@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "kernels/check.h"
@@ -17,6 +18,11 @@ struct CudaModuleHost {
 
 // A function of the module, which is loaded with the first one. Unavailable says what is missing.
 absl::StatusOr<void*> CudaModuleFunction(const char* name);
+
+// Loads the file, once in a process, as the module of this program. Unavailable: it is missing, not
+// whole (loading it would be a SIGBUS), no library, or not built with the headers, the compiler and
+// the Abseil that this program was built with.
+absl::StatusOr<void*> OpenCudaModule(const std::string& path);
 
 // GPUs that the module could use; 0 without module, driver or GPU.
 int CudaDeviceCount();

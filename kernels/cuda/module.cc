@@ -2,11 +2,12 @@
 // process without a GPU never loads CUDA.
 #include "kernels/cuda/device.h"
 #include "kernels/cuda_module.h"
+#include "module_identity.h"
 
 extern "C" {
 #pragma GCC visibility push(default)
 
-const char* trireme_cuda_version() { return TRIREME_VERSION; }
+const char* trireme_cuda_identity() { return TRIREME_MODULE_IDENTITY; }
 
 int trireme_cuda_device_count() { return trireme::cuda::UsableDevices(); }
 

@@ -1,0 +1,10 @@
+// Stands where libtrireme_cuda.so would: of this program's build, or of another.
+#include "module_identity.h"
+
+extern "C" const char* trireme_cuda_identity() {
+#if defined(TRIREME_OTHER_BUILD)
+  return "0123456789ab";
+#else
+  return TRIREME_MODULE_IDENTITY;
+#endif
+}
