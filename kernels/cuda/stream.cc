@@ -110,8 +110,8 @@ void CudaStream::CopyRows(void* dst, size_t dst_stride, const void* src, size_t 
   if (bytes == 0 || rows == 0) return;
   const cudaStream_t stream = handle();
   if (!gpu::MayEnqueue(stream)) return;
-  EndCopy(cudaMemcpy2DAsync(dst, dst_stride, src, src_stride, bytes, rows, cudaMemcpyDefault,
-                            stream));
+  EndCopy(
+      cudaMemcpy2DAsync(dst, dst_stride, src, src_stride, bytes, rows, cudaMemcpyDefault, stream));
 }
 
 void CudaStream::EndCopy(cudaError_t error) {
