@@ -5,6 +5,8 @@
 
 #include <bit>
 #include <cstdint>
+#include <optional>
+#include <string_view>
 
 #include "kernels/dtype.h"
 
@@ -16,8 +18,6 @@ enum class Quantization : uint8_t {
   kFp8,         // weights of e4m3; activations keep their type: y = (x . q) * scale + bias
   kFp8Dynamic,  // and activations of e4m3 too, each row's scale found at run time
 };
-inline constexpr Quantization kQuantizations[] = {Quantization::kNone, Quantization::kFp8,
-                                                  Quantization::kFp8Dynamic};
 constexpr const char* Name(Quantization quantization) {
   switch (quantization) {
     case Quantization::kNone:
@@ -28,6 +28,15 @@ constexpr const char* Name(Quantization quantization) {
       return "fp8-dynamic";
   }
   return "?";
+}
+
+// None for another name. All of them: none, fp8 or fp8-dynamic.
+constexpr std::optional<Quantization> QuantizationNamed(std::string_view name) {
+  for (const Quantization known :
+       {Quantization::kNone, Quantization::kFp8, Quantization::kFp8Dynamic}) {
+    if (name == Name(known)) return known;
+  }
+  return std::nullopt;
 }
 
 // The largest magnitude of the row; infinity or NaN where an element is not finite.

@@ -67,7 +67,8 @@ void AddModelFlags(CLI::App* app, ModelFlags* flags) {
   app->add_option("--dtype", flags->dtype, "auto (the checkpoint's), f32, bf16 or f16")
       ->capture_default_str();
   app->add_option("--quantization", flags->quantization,
-                  "none, or fp8: the linear layers' weights as e4m3, quantised while loading")
+                  "none; fp8: the linear layers' weights as e4m3, quantised while loading; or "
+                  "fp8-dynamic: their activations too, each token's as it comes")
       ->capture_default_str();
 }
 

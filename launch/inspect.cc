@@ -13,6 +13,18 @@
 namespace trireme {
 namespace {
 
+const char* LinearLayers(Quantization quantization) {
+  switch (quantization) {
+    case Quantization::kNone:
+      return "";
+    case Quantization::kFp8:
+      return ", linear layers e4m3";
+    case Quantization::kFp8Dynamic:
+      return ", linear layers e4m3 with e4m3 activations";
+  }
+  return "?";
+}
+
 // As LoadWorker would plan it: without a limit, room for max-num-seqs of the longest sequences.
 absl::StatusOr<std::string> DescribeLedger(const InspectFlags& flags, const ModelConfig& config,
                                            const Topology& topology, DType storage,
@@ -105,10 +117,9 @@ absl::StatusOr<std::string> Describe(const InspectFlags& flags) {
       "hidden %d, intermediate %d, layers %d, heads %d (KV %d) of %d, vocabulary %d, positions "
       "%d%s%s\n\n"
       "tp %d x pp %d x dp %d\n%6s  %-10s %12s %12s %14s\n",
-      config.architecture, TotalParameters(config), Name(storage),
-      quantization == Quantization::kNone ? "" : ", linear layers e4m3", config.hidden_size,
-      config.intermediate_size, config.num_layers, config.num_heads, config.num_kv_heads,
-      config.head_dim, config.vocab_size, config.max_positions,
+      config.architecture, TotalParameters(config), Name(storage), LinearLayers(quantization),
+      config.hidden_size, config.intermediate_size, config.num_layers, config.num_heads,
+      config.num_kv_heads, config.head_dim, config.vocab_size, config.max_positions,
       config.tied_head ? ", tied head" : "",
       config.sliding_window > 0 ? absl::StrCat(", sliding window ", config.sliding_window)
                                 : std::string(),

@@ -100,10 +100,8 @@ absl::StatusOr<std::optional<DType>> ParseDType(const std::string& text) {
 }
 
 absl::StatusOr<Quantization> ParseQuantization(const std::string& text) {
-  for (const Quantization known : {Quantization::kNone, Quantization::kFp8}) {
-    if (text == Name(known)) return known;
-  }
-  return UsageError(absl::StrCat("--quantization ", text, ": must be none or fp8"));
+  if (const auto known = QuantizationNamed(text); known) return *known;
+  return UsageError(absl::StrCat("--quantization ", text, ": must be none, fp8 or fp8-dynamic"));
 }
 
 absl::StatusOr<int64_t> ParseBytes(const std::string& flag, const std::string& text) {

@@ -61,7 +61,11 @@ class Decoder::Builder {
       return Read(specs, row, rows, finite);
     };
     ASSIGN_OR_RETURN(
-        out, PackLinearFrom(stream_, RowsOf(specs), columns, dtype, source, use, row_maxima));
+        std::unique_ptr<LinearWeight> packed,
+        PackLinearFrom(stream_, RowsOf(specs), columns, dtype, source, use, row_maxima));
+    packed->quantizes_activations =
+        dtype == DType::kE4M3 && options_.quantization == Quantization::kFp8Dynamic;
+    out = std::move(packed);
     RETURN_IF_ERROR(stream_.Synchronize());
     decoder_.weight_bytes_ += out->bytes;
     return absl::OkStatus();
@@ -74,7 +78,8 @@ class Decoder::Builder {
 
   absl::Status LoadLayer(int64_t index, const LayerWeightSpecs& specs, Layer& layer) {
     RETURN_IF_ERROR(Norm(specs.input_norm, specs.input_norm_bias, layer.input_norm));
-    const DType type = options_.quantization == Quantization::kFp8 ? DType::kE4M3 : decoder_.dtype_;
+    const DType type =
+        options_.quantization != Quantization::kNone ? DType::kE4M3 : decoder_.dtype_;
     // Of the whole rows of o and down, where they are cut.
     const int64_t at = 2 * (index - decoder_.layer_range_.begin) * decoder_.config_.hidden_size;
     const bool cut = !options_.row_maxima.empty();

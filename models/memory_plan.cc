@@ -109,7 +109,7 @@ std::vector<RankBytes> PlanRankBytes(const ModelConfig& config, const Topology& 
     if (last && !(first && config.tied_head))
       bytes.parameters += PieceElements(specs.head, tp, parts);
     bytes.weight_bytes = bytes.parameters * size;
-    if (quantization == Quantization::kFp8)
+    if (quantization != Quantization::kNone)
       bytes.weight_bytes -= bytes.layers.size() * SavedBytes(layer, tp, parts, size);
     bytes.kv_bytes_per_token =
         2 * bytes.layers.size() * PieceOfSpec(layer.k, tp, parts).size() * size;

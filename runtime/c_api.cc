@@ -71,6 +71,7 @@ trireme_engine_options DefaultOptions() {
   options.struct_size = sizeof(options);
   options.device = "cpu";
   options.dtype = "auto";
+  options.quantization = "none";
   options.max_num_seqs = 64;
   options.max_num_batched_tokens = 512;
   options.page_size = 16;
@@ -91,8 +92,10 @@ trireme_request DefaultRequest() {
 
 absl::Status CheckOptions(const trireme_engine_options& options) {
   if (options.model_dir == nullptr) return absl::InvalidArgumentError("model_dir is null");
-  if (options.device == nullptr || options.dtype == nullptr)
-    return absl::InvalidArgumentError("device or dtype is null: use the _init function");
+  if (options.device == nullptr || options.dtype == nullptr || options.quantization == nullptr) {
+    return absl::InvalidArgumentError(
+        "device, dtype or quantization is null: use the _init function");
+  }
   if (options.max_num_seqs < 1 || options.max_num_batched_tokens < 1 || options.page_size < 1 ||
       options.max_model_len < 0 || options.kv_cache_bytes < 0 || options.max_queue < 0 ||
       options.memory_limit < 0 || options.tp < 0 || options.pp < 0 || options.dp < 0 ||
@@ -126,6 +129,12 @@ absl::StatusOr<WorkerOptions> WorkerOptionsOf(const ControlPlane& control,
   options.device.local_index = control.local_rank();
   options.graphs = given.graphs != 0;
   ASSIGN_OR_RETURN(options.dtype, ParseDType(given.dtype));
+  const std::optional<Quantization> quantization = QuantizationNamed(given.quantization);
+  if (!quantization) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("quantization ", given.quantization, ": none, fp8 or fp8-dynamic"));
+  }
+  options.quantization = *quantization;
   options.max_model_len = given.max_model_len;
   options.max_num_seqs = given.max_num_seqs;
   options.max_num_batched_tokens = given.max_num_batched_tokens;

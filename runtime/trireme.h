@@ -29,7 +29,7 @@ extern "C" {
 
 /* Grows with each function or field that is added; a library takes callers of every smaller one.
  * What came after 1 says so. */
-#define TRIREME_ABI_VERSION 2
+#define TRIREME_ABI_VERSION 3
 
 #if defined(__GNUC__)
 #define TRIREME_API __attribute__((visibility("default")))
@@ -83,6 +83,8 @@ typedef struct trireme_engine_options {
   int32_t graphs;         /* 1: replay decode steps captured at start, where the device can */
   int64_t memory_limit;   /* bytes of a rank in all; what is left over is for the KV cache; 0: nine
                              tenths of the device's memory, unless kv_cache_bytes is given */
+  const char* quantization; /* "none", "fp8" (the linear layers' weights in 8 bits) or "fp8-dynamic"
+                               (their activations too). Since 3. */
 } trireme_engine_options;
 
 typedef struct trireme_request {

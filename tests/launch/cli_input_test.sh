@@ -34,7 +34,7 @@ expect 2 'p.jsonl:1: top-p is 2; ' "$trireme" generate "$model" --prompts "$work
 expect 2 'dtype' "$trireme" generate "$model" --prompt x --dtype int3
 echo 1,403,407 >"$work/ids"
 for command in "generate $model --prompt x" "eval $model --ids $work/ids" "bench latency $model" "inspect $model"; do
-  expect 2 '^trireme: --quantization int3: must be none or fp8' "$trireme" $command --quantization int3
+  expect 2 '^trireme: --quantization int3: must be none, fp8 or fp8-dynamic' "$trireme" $command --quantization int3
 done
 expect 2 'matmul' "$trireme" generate "$model" --prompt x --matmul fast
 expect 2 'device' "$trireme" generate "$model" --prompt x --device tpu

@@ -212,6 +212,48 @@ TEST(DecoderWideHeadsTest, SixteenBitsAreAsCloseOnEveryDevice) {
   }
 }
 
+// With activations of e4m3 each token has a scale of its own: how a prompt is cut into chunks, few
+// rows or many, changes no bit. They are other logits than those of the weights alone, by little.
+TEST_P(DecoderTest, QuantizedActivationsInChunksHaveTheBitsOfTheWhole) {
+  const TestDevice device(GetParam().device);
+  const std::string dir = GoldenModel(GetParam().model);
+  std::vector<int32_t> tokens = ReadGoldenLogits(dir)[0].ids;
+  constexpr size_t kTokens = 40;
+  tokens.resize(std::min(tokens.size(), kTokens));
+  const ModelConfig config = LoadModelConfig(dir).value();
+  const ProcessGroups groups = SingleRank();
+  const auto loader = WeightLoader::Open(dir).value();
+  const auto logits = [&](Quantization quantization, DType dtype, size_t chunk) {
+    DecoderOptions options;
+    options.dtype = dtype;
+    options.quantization = quantization;
+    options.max_batch_tokens = options.max_logit_rows = options.max_positions = 512;
+    const auto decoder = Decoder::Load(config, groups, *loader, device.stream(), options).value();
+    OneSequence sequence(device, *decoder, kTokens, dtype);
+    std::vector<double> all;
+    for (size_t begin = 0; begin < tokens.size(); begin += chunk) {
+      const size_t end = std::min(begin + chunk, tokens.size());
+      const std::vector<double> rows =
+          sequence.Feed(*decoder, {tokens.begin() + begin, tokens.begin() + end});
+      all.insert(all.end(), rows.begin(), rows.end());
+    }
+    return all;
+  };
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    const std::vector<double> whole = logits(Quantization::kFp8Dynamic, dtype, kTokens);
+    EXPECT_EQ(whole, logits(Quantization::kFp8Dynamic, dtype, 1));
+    EXPECT_EQ(whole, logits(Quantization::kFp8Dynamic, dtype, 18));
+    const std::vector<double> weights = logits(Quantization::kFp8, dtype, kTokens);
+    double squares = 0.0, differences = 0.0;
+    for (size_t i = 0; i < whole.size(); ++i) {
+      squares += weights[i] * weights[i];
+      differences += (whole[i] - weights[i]) * (whole[i] - weights[i]);
+    }
+    EXPECT_GT(differences, 0.0);
+    EXPECT_LT(std::sqrt(differences / squares), 0.25) << Name(dtype);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Devices, DecoderTest, ::testing::ValuesIn(DecoderCases()),
                          [](const auto& info) {
                            std::string name = info.param.device.name + "_" + info.param.model;

@@ -9,9 +9,9 @@
                  " has moved, or has another size")
 #define VALUE(name, number) _Static_assert((name) == (number), #name " has another value")
 
-VALUE(TRIREME_ABI_VERSION, 2);
+VALUE(TRIREME_ABI_VERSION, 3);
 
-SIZE(trireme_engine_options, 120);
+SIZE(trireme_engine_options, 128);
 FIELD(trireme_engine_options, struct_size, 0, 8);
 FIELD(trireme_engine_options, model_dir, 8, 8);
 FIELD(trireme_engine_options, tp, 16, 4);
@@ -29,6 +29,7 @@ FIELD(trireme_engine_options, max_queue, 96, 8);
 FIELD(trireme_engine_options, prefix_cache, 104, 4);
 FIELD(trireme_engine_options, graphs, 108, 4);
 FIELD(trireme_engine_options, memory_limit, 112, 8);
+FIELD(trireme_engine_options, quantization, 120, 8);
 
 SIZE(trireme_request, 128);
 FIELD(trireme_request, struct_size, 0, 8);

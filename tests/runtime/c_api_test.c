@@ -196,6 +196,14 @@ int main(int argc, char** argv) {
   options.memory_limit = -1;
   EXPECT(trireme_engine_open(session, &options, &engine) == TRIREME_INVALID_ARGUMENT);
   options.memory_limit = 0;
+  options.quantization = "int3";
+  EXPECT(trireme_engine_open(session, &options, &engine) == TRIREME_INVALID_ARGUMENT);
+  EXPECT(strstr(trireme_last_error(), "quantization int3: none, fp8 or fp8-dynamic") != NULL);
+  options.quantization = "fp8-dynamic";
+  EXPECT(trireme_engine_open(session, &options, &engine) == TRIREME_OK);
+  if (!trireme_engine_leads(engine)) EXPECT(trireme_engine_run(engine) == TRIREME_OK);
+  trireme_engine_close(engine);
+  options.quantization = "none";
   options.kv_cache_bytes = 1 << 20;
   options.max_num_seqs = 8;
   if (trireme_engine_open(session, &options, &engine) != TRIREME_OK) {
