@@ -94,9 +94,11 @@ absl::StatusOr<void*> CudaModuleFunction(const char* name) {
   return function;
 }
 
-int CudaDeviceCount() {
-  const absl::StatusOr<void*> function = CudaModuleFunction("trireme_cuda_device_count");
-  return function.ok() ? reinterpret_cast<int (*)()>(*function)() : 0;
+absl::StatusOr<std::vector<std::string>> CudaDevices() {
+  ASSIGN_OR_RETURN(void* const function, CudaModuleFunction("trireme_cuda_devices"));
+  absl::StatusOr<std::vector<std::string>> identities = absl::UnknownError("not asked");
+  reinterpret_cast<void (*)(absl::StatusOr<std::vector<std::string>>*)>(function)(&identities);
+  return identities;
 }
 
 absl::StatusOr<std::unique_ptr<Device>> OpenCudaModuleDevice(const DeviceOptions& options) {

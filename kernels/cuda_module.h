@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/check.h"
@@ -24,8 +25,10 @@ absl::StatusOr<void*> CudaModuleFunction(const char* name);
 // the Abseil that this program was built with.
 absl::StatusOr<void*> OpenCudaModule(const std::string& path);
 
-// GPUs that the module could use; 0 without module, driver or GPU.
-int CudaDeviceCount();
+// DeviceSpec.identity of the GPUs that the module can use, in the order of
+// DeviceOptions.local_index. Unavailable says why there is none: no module, no driver, no GPU that
+// it fits.
+absl::StatusOr<std::vector<std::string>> CudaDevices();
 
 // Loads the module, once in a process, and opens a device. Unavailable says what is missing.
 absl::StatusOr<std::unique_ptr<Device>> OpenCudaModuleDevice(const DeviceOptions& options);

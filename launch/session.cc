@@ -15,11 +15,13 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "kernels/cuda_module.h"
 #include "kernels/status.h"
+#include "launch/device_choice.h"
 #include "launch/supervisor.h"
 #include "models/memory_plan.h"
 #include "parallel/failure_detector.h"
@@ -53,10 +55,26 @@ class ProgressLine {
   bool open_ = false;
 };
 
-// "cuda" when every rank sees a GPU, so that all ranks compute alike.
-std::string ChooseDevice(ControlPlane& control) {
-  const std::vector<std::string> seen = control.AllGather(CudaDeviceCount() > 0 ? "1" : "0");
-  return std::count(seen.begin(), seen.end(), "0") == 0 ? "cuda" : "cpu";
+// The same on all ranks; rank 0 says why it is the CPU beside GPUs.
+std::string DeviceOfAuto(ControlPlane& control, bool allow_shared_gpu) {
+  const absl::StatusOr<std::vector<std::string>> devices = CudaDevices();
+  ByteWriter out;
+  out.PutString(control.host());
+  out.PutString(devices.ok() ? absl::StrJoin(*devices, "\n") : "");
+  const bool driver = access("/proc/driver/nvidia/version", F_OK) == 0;
+  out.PutString(devices.ok() || !driver ? "" : std::string(devices.status().message()));
+  std::vector<GpusOfRank> ranks;
+  for (const std::string& bytes : control.AllGather(out.Take())) {
+    ByteReader in(bytes);
+    GpusOfRank rank{.host = in.GetString()};
+    rank.gpus = absl::StrSplit(in.GetString(), '\n', absl::SkipEmpty());
+    rank.why_none = in.GetString();
+    ranks.push_back(std::move(rank));
+  }
+  const DeviceChoice choice = ChooseDevice(ranks, allow_shared_gpu);
+  if (control.rank() == 0 && !choice.warning.empty())
+    std::fprintf(stderr, "trireme: warning: %s\n", choice.warning.c_str());
+  return choice.device;
 }
 
 }  // namespace
@@ -229,7 +247,8 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(ControlPlane& control, const 
   absl::StatusOr<ModelConfig> config = LoadModelConfig(flags.model_dir);
   RETURN_IF_ERROR(control.Agree(config.status()));
   WorkerOptions options;
-  options.device.name = flags.device == "auto" ? ChooseDevice(control) : flags.device;
+  options.device.name =
+      flags.device == "auto" ? DeviceOfAuto(control, flags.allow_shared_gpu) : flags.device;
   options.device.allow_shared = options.groups.allow_shared_gpu = flags.allow_shared_gpu;
   options.device.dependent_launches = flags.dependent_launches;
   options.device.cublas_lt = flags.matmul == "cublaslt";

@@ -95,7 +95,7 @@ std::vector<DeviceCase> DeviceCases() {
 #if defined(TRIREME_HOST_CUDA)
   cases.push_back({.threads = 1, .isa = 0, .name = "host_cuda", .host_cuda = true});
 #endif
-  if (CudaDeviceCount() > 0) cases.push_back({.name = "cuda", .cuda = true});
+  if (CudaDevices().ok()) cases.push_back({.name = "cuda", .cuda = true});
   return cases;
 }
 

@@ -1,8 +1,10 @@
 #include "kernels/cuda/device.h"
 
 #include <cuda_runtime.h>
+#include <unistd.h>
 
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -19,6 +21,11 @@ std::string CudaVersion(int version) {  // 13000 is 13.0
   return absl::StrCat(version / 1000, ".", version % 1000 / 10);
 }
 
+std::string IdentityOf(const cudaDeviceProp& properties) {
+  return absl::StrFormat("GPU %04x:%02x:%02x", properties.pciDomainID, properties.pciBusID,
+                         properties.pciDeviceID);
+}
+
 class CudaDevice final : public Device {
  public:
   CudaDevice(int index, bool host_readable, const cudaDeviceProp& properties,
@@ -26,8 +33,7 @@ class CudaDevice final : public Device {
       : index_(index), host_readable_(host_readable), cublas_(std::move(cublas)) {
     spec_.name = absl::StrCat("cuda:", index, " ", properties.name);
     spec_.host_memory = false;
-    spec_.identity = absl::StrFormat("GPU %04x:%02x:%02x", properties.pciDomainID,
-                                     properties.pciBusID, properties.pciDeviceID);
+    spec_.identity = IdentityOf(properties);
     spec_.multiprocessors = properties.multiProcessorCount;
     spec_.max_head_dim = kMaxHeadDim;
     spec_.memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
@@ -83,35 +89,17 @@ bool Supported(const cudaDeviceProp& properties) {
   return known && properties.sharedMemPerBlockOptin >= kSharedBytes;
 }
 
-absl::StatusOr<std::unique_ptr<CublasLt>> OpenCublasLt(int index) {
-  RETURN_IF_ERROR(StatusOf(cudaSetDevice(index), "--matmul cublaslt"));
-  absl::StatusOr<std::unique_ptr<CublasLt>> library = CublasLt::Open();
-  if (library.ok()) return library;
-  return absl::Status(library.status().code(),
-                      absl::StrCat("--matmul cublaslt: ", std::string(library.status().message())));
-}
+struct SupportedGpu {
+  int index;  // CUDA's
+  cudaDeviceProp properties;
+};
 
-}  // namespace
-
-int UsableDevices() {
-  int driver = 0, runtime = 0, count = 0, usable = 0;
-  cudaDriverGetVersion(&driver);
-  cudaRuntimeGetVersion(&runtime);
-  if (driver / 1000 < runtime / 1000) return 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) return 0;
-  for (int i = 0; i < count; ++i) {
-    cudaDeviceProp properties;
-    if (cudaGetDeviceProperties(&properties, i) == cudaSuccess && Supported(properties)) ++usable;
-  }
-  return usable;
-}
-
-absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(const DeviceOptions& options) {
+// Those that the kernels fit, at least one. A display's GPU beside them is passed over.
+absl::StatusOr<std::vector<SupportedGpu>> SupportedGpus() {
   int driver = 0, runtime = 0, count = 0;
   cudaDriverGetVersion(&driver);
   cudaRuntimeGetVersion(&runtime);
-  if (driver == 0)
-    return absl::UnavailableError("--device cuda: this machine has no NVIDIA driver");
+  if (driver == 0) return NoDriver(access("/proc/driver/nvidia/version", F_OK) == 0);
   if (driver / 1000 < runtime / 1000) {
     return absl::UnavailableError(absl::StrCat("--device cuda: the driver knows CUDA ",
                                                CudaVersion(driver), " and this build needs ",
@@ -122,17 +110,50 @@ absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(const DeviceOptions& opti
                                                cudaGetErrorString(error),
                                                "); see nvidia-smi and CUDA_VISIBLE_DEVICES"));
   }
+  std::vector<SupportedGpu> gpus;
+  cudaDeviceProp properties;
+  for (int index = 0; index < count; ++index) {
+    RETURN_IF_ERROR(StatusOf(cudaGetDeviceProperties(&properties, index),
+                             "--device cuda: reading the GPU's properties"));
+    if (Supported(properties)) gpus.push_back({index, properties});
+  }
+  if (!gpus.empty()) return gpus;
+  return absl::UnavailableError(
+      absl::StrCat("--device cuda: ", properties.name, " has compute capability ", properties.major,
+                   ".", properties.minor, "; 8.0, 9.0 and 10.0 are supported"));
+}
+
+absl::StatusOr<std::unique_ptr<CublasLt>> OpenCublasLt(int index) {
+  RETURN_IF_ERROR(StatusOf(cudaSetDevice(index), "--matmul cublaslt"));
+  absl::StatusOr<std::unique_ptr<CublasLt>> library = CublasLt::Open();
+  if (library.ok()) return library;
+  return absl::Status(library.status().code(),
+                      absl::StrCat("--matmul cublaslt: ", std::string(library.status().message())));
+}
+
+}  // namespace
+
+absl::Status NoDriver(bool loaded) {
+  return absl::UnavailableError(
+      loaded ? "--device cuda: the NVIDIA driver is loaded, but its library libcuda.so.1 is not "
+               "found: "
+               "start the container with the NVIDIA runtime (docker run --gpus all), or add the "
+               "library's folder to LD_LIBRARY_PATH"
+             : "--device cuda: this machine has no NVIDIA driver");
+}
+
+absl::StatusOr<std::vector<std::string>> UsableDevices() {
+  ASSIGN_OR_RETURN(const std::vector<SupportedGpu> gpus, SupportedGpus());
+  std::vector<std::string> identities;
+  for (const SupportedGpu& gpu : gpus) identities.push_back(IdentityOf(gpu.properties));
+  return identities;
+}
+
+absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(const DeviceOptions& options) {
+  ASSIGN_OR_RETURN(const std::vector<SupportedGpu> gpus, SupportedGpus());
   // A launcher may show each rank its own GPU alone. Whether two ranks have the same one they find
   // out together (parallel/process_groups.h).
-  const int index = options.local_index % count;
-  cudaDeviceProp properties;
-  RETURN_IF_ERROR(StatusOf(cudaGetDeviceProperties(&properties, index),
-                           "--device cuda: reading the GPU's properties"));
-  if (!Supported(properties)) {
-    return absl::UnavailableError(
-        absl::StrCat("--device cuda: ", properties.name, " has compute capability ",
-                     properties.major, ".", properties.minor, "; 8.0, 9.0 and 10.0 are supported"));
-  }
+  const auto& [index, properties] = gpus[static_cast<size_t>(options.local_index) % gpus.size()];
   // From here on this thread's calls mean this GPU, also those of libraries.
   RETURN_IF_ERROR(StatusOf(cudaSetDevice(index), absl::StrCat("--device cuda: ", properties.name)));
   if (const std::string why = WhyNoCode(); !why.empty()) {

@@ -17,8 +17,12 @@ namespace trireme::cuda {
 // the kernels are not compiled for. Makes the GPU the calling thread's current one.
 absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(const DeviceOptions& options);
 
-// GPUs that OpenCudaDevice would open.
-int UsableDevices();
+// CUDA finds no driver; `loaded`: there is one in the kernel.
+absl::Status NoDriver(bool loaded);
+
+// DeviceSpec.identity of the GPUs that OpenCudaDevice opens, in the order of local_index.
+// Unavailable as there.
+absl::StatusOr<std::vector<std::string>> UsableDevices();
 
 // "WHAT: CUDA's words", and the remedy where there is one. ResourceExhausted: out of memory.
 absl::Status StatusOf(cudaError_t error, const std::string& what);

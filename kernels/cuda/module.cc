@@ -9,7 +9,9 @@ extern "C" {
 
 const char* trireme_cuda_identity() { return TRIREME_MODULE_IDENTITY; }
 
-int trireme_cuda_device_count() { return trireme::cuda::UsableDevices(); }
+void trireme_cuda_devices(absl::StatusOr<std::vector<std::string>>* identities) {
+  *identities = trireme::cuda::UsableDevices();
+}
 
 void trireme_cuda_open(const trireme::DeviceOptions* options, trireme::CudaModuleHost host,
                        absl::StatusOr<std::unique_ptr<trireme::Device>>* device) {

@@ -5,6 +5,8 @@
 
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/stream_errors.h"
@@ -109,6 +111,42 @@ TEST_F(CudaDeviceTest, WhatACaptureIsRefusedIsNotTheStreamsError) {
   EXPECT_EQ(graph.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(std::string(graph.status().message()).find("cuda:0 double: capturing a graph: "), 0u);
   EXPECT_TRUE(stream_->Synchronize().ok());
+}
+
+// Ranks count what the kernels fit: a display's GPU in between is nobody's.
+TEST_F(CudaDeviceTest, ARanksGpuIsTheNthThatIsSupported) {
+  runtime_.gpus = {
+      {.name = "display", .major = 7}, {}, {.name = "small", .shared_bytes = 99 << 10}, {}};
+  EXPECT_EQ(UsableDevices().value(),
+            (std::vector<std::string>{"GPU 0000:01:00", "GPU 0000:03:00"}));
+  for (const auto& [local_index, name] :
+       {std::pair(0, "cuda:1 double"), std::pair(1, "cuda:3 double"),
+        std::pair(2, "cuda:1 double")}) {
+    const auto device = OpenCudaDevice({.name = "cuda", .local_index = local_index});
+    ASSERT_TRUE(device.ok()) << device.status();
+    EXPECT_EQ((*device)->spec().name, name);
+    EXPECT_EQ((*device)->spec().identity, UsableDevices().value()[local_index % 2]);
+    EXPECT_EQ((*device)->spec().max_head_dim, 256);
+  }
+}
+
+TEST_F(CudaDeviceTest, WithoutAGpuItSaysWhatIsMissing) {
+  const auto why = [] {
+    EXPECT_EQ(UsableDevices().status(), OpenCudaDevice({.name = "cuda"}).status());
+    return std::string(UsableDevices().status().message());
+  };
+  runtime_.gpus = {{.name = "old", .major = 7, .minor = 5}};
+  EXPECT_EQ(why(),
+            "--device cuda: old has compute capability 7.5; 8.0, 9.0 and 10.0 are supported");
+  runtime_.gpus = {};
+  EXPECT_NE(why().find("the driver shows no GPU ("), std::string::npos);
+  runtime_.driver = 11080;
+  EXPECT_NE(why().find("the driver knows CUDA 11.8 and this build needs "), std::string::npos);
+  runtime_.driver = 0;
+  EXPECT_EQ(UsableDevices().status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(NoDriver(false).message(), "--device cuda: this machine has no NVIDIA driver");
+  EXPECT_NE(NoDriver(true).message().find("libcuda.so.1 is not found: start the container with"),
+            std::string::npos);
 }
 
 TEST_F(CudaDeviceTest, ALaunchThatNoGpuDoesIsOurFault) {
