@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "kernels/cuda_module.h"
 #include "kernels/status.h"
 #include "launch/placement.h"
 #include "launch/session.h"
@@ -105,6 +106,12 @@ Statement StatementOf(ControlPlane& control, const Environment& environment, con
   if (control.local_rank() == 0) {
     out.findings =
         CheckHost(environment, plan, control.local_size(), control.size(), look_for_nccl);
+    // The doctor's alone: a job that starts opens the GPU in any case, and says the same.
+    if (plan.cuda && look_for_nccl && !HasError(out.findings)) {
+      if (const absl::Status usable = CudaDevices().status(); !usable.ok()) {
+        out.findings.push_back({Severity::kError, "unusable-gpu", std::string(usable.message())});
+      }
+    }
   }
   if (!plan.cuda) return out;
   const std::optional<Placement> placement = PlacementOf(environment, control.local_rank(), "");
@@ -251,8 +258,8 @@ bool WantsGpus(const DoctorFlags& flags, const Environment& environment) {
 
 void SoftenGpuFindings(const DoctorFlags& flags, Findings* findings) {
   if (flags.device == "cuda") return;
-  const std::set<std::string> of_gpus = {"no-driver", "old-driver", "no-nccl", "other-nccl",
-                                         "gpus"};
+  const std::set<std::string> of_gpus = {"no-driver",  "old-driver", "no-nccl",
+                                         "other-nccl", "gpus",       "unusable-gpu"};
   for (Finding& finding : *findings) {
     if (of_gpus.count(finding.name) != 0) finding.severity = Severity::kWarning;
   }
@@ -310,7 +317,8 @@ int RunDoctor(ControlPlane* control, const Environment& environment, const Docto
                      .pp = flags.pp,
                      .dp = flags.dp,
                      .cuda = WantsGpus(flags, environment),
-                     .hostfile = !flags.hostfile.empty()};
+                     .hostfile = !flags.hostfile.empty(),
+                     .ahead = launch.launcher == Launcher::kAlone};
   const auto add = [](Findings more, Findings* findings) {
     for (Finding& finding : more) findings->push_back(std::move(finding));
   };
@@ -332,12 +340,11 @@ int RunDoctor(ControlPlane* control, const Environment& environment, const Docto
   if (!speaks && (control == nullptr || control->size() == 1)) LetOthersSpeak();
   if (speaks) {
     // On its own the doctor looks at the job that is to be started; else at the one it is part of.
-    const bool ahead = launch.launcher == Launcher::kAlone;
-    const int ranks = static_cast<int>(ahead ? std::min<int64_t>(plan.ranks(), 1 << 24)
+    const int ranks = static_cast<int>(plan.ahead ? std::min<int64_t>(plan.ranks(), 1 << 24)
                                        : control != nullptr ? control->size()
                                                             : 1);
-    if (ahead) add(CheckMpirun(environment, plan), &findings);
-    if (!ahead && control != nullptr) add(CheckRankCount(plan, ranks), &findings);
+    if (plan.ahead) add(CheckMpirun(environment, plan), &findings);
+    if (!plan.ahead && control != nullptr) add(CheckRankCount(plan, ranks), &findings);
     add(CheckHostfileOf(flags, environment, plan), &findings);
     if (!HasError(findings)) add(CheckModel(flags, ranks), &findings);
     SoftenGpuFindings(flags, &findings);

@@ -318,6 +318,10 @@ Findings CheckLaunch(const Environment& environment) {
 Findings CheckHost(const Environment& environment, const JobPlan& plan, int local_ranks, int ranks,
                    bool look_for_nccl) {
   Findings findings;
+  if (plan.ahead) {
+    ranks = static_cast<int>(std::clamp<int64_t>(plan.ranks(), ranks, 1 << 24));
+    if (!plan.hostfile) local_ranks = ranks;
+  }
   if (environment.infiniband && ranks > local_ranks && environment.locked_memory_bytes >= 0 &&
       environment.locked_memory_bytes < 1024 * kMiB) {
     findings.push_back(

@@ -32,6 +32,7 @@ struct JobPlan {
   bool cuda = false;           // on GPUs
   bool shared_gpus = false;    // several ranks may use one
   bool hostfile = false;       // says where, so that this host's cores are not the limit
+  bool ahead = false;          // nothing of it has been started yet
   int64_t ranks() const;       // that the flags ask for, at least
 };
 
@@ -43,8 +44,8 @@ Findings CheckLaunch(const Environment& environment);
 // here.
 Findings CheckMpirun(const Environment& environment, const JobPlan& plan);
 
-// One host: its limits, driver, NCCL. `local_ranks` run on it, of `ranks` in all. With
-// `look_for_nccl` environment.nccl was looked for.
+// One host: its limits, driver, NCCL. `local_ranks` run on it, of `ranks` in all; of a plan that is
+// ahead, all that it asks for. With `look_for_nccl` environment.nccl was looked for.
 Findings CheckHost(const Environment& environment, const JobPlan& plan, int local_ranks, int ranks,
                    bool look_for_nccl);
 

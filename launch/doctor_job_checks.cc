@@ -125,21 +125,21 @@ Findings CheckCommonNetwork(const std::vector<RankReport>& reports) {
                         "meant, set OMPI_MCA_btl_tcp_if_include to the network between them")}};
 }
 
-Findings CheckGpus(const std::vector<RankReport>& reports, bool shared) {
+Findings CheckGpus(const std::vector<RankReport>& reports, const JobPlan& plan) {
   struct Host {
-    int ranks = 0;
+    int64_t ranks = 0;
     std::set<std::string> gpus;
   };
   std::map<std::string, Host> hosts;
   for (const RankReport& report : reports) {
     Host& host = hosts[report.host];
-    ++host.ranks;
+    host.ranks += plan.ahead && !plan.hostfile ? plan.ranks() : 1;
     host.gpus.insert(report.gpus.begin(), report.gpus.end());
   }
   Findings findings;
   for (const auto& [name, host] : hosts) {
     const int gpus = static_cast<int>(host.gpus.size());
-    if (host.ranks <= gpus || (shared && gpus > 0)) continue;
+    if (host.ranks <= gpus || (plan.shared_gpus && gpus > 0)) continue;
     findings.push_back(
         {Severity::kError, "gpus",
          absl::StrCat("host ", name, " has ", host.ranks, host.ranks == 1 ? " rank" : " ranks",
@@ -198,7 +198,7 @@ Findings CheckJob(const std::vector<RankReport>& reports, const JobPlan& plan) {
   add(CheckSameProgram(reports));
   add(CheckSameCheckpoint(reports));
   add(CheckCommonNetwork(reports));
-  if (plan.cuda) add(CheckGpus(reports, plan.shared_gpus));
+  if (plan.cuda) add(CheckGpus(reports, plan));
   return findings;
 }
 

@@ -326,6 +326,19 @@ INSTANTIATE_TEST_SUITE_P(
                     R"({"cuda_runtime": 12040, "nvidia_driver": "550.54.15", "nccl": 2804})",
                     kCuda,
                     {},
+                    ""},
+        // By the ranks that are to be started, where nothing has been yet.
+        FindingCase{"alone",
+                    R"({"user_id": 1000, "physical_cores": 4, "cuda_runtime": 12040,
+                        "nvidia_driver": "550.54.15", "nccl": 0, "nccl_error": "no such file"})",
+                    {.tp = 2, .cuda = true, .ahead = true},
+                    {"no-nccl"},
+                    "NCCL is missing (no such file)"},
+        FindingCase{"alone",
+                    R"({"user_id": 1000, "physical_cores": 4, "cuda_runtime": 12040,
+                        "nvidia_driver": "550.54.15", "nccl": 0, "nccl_error": "no such file"})",
+                    {.tp = 1, .cuda = true, .ahead = true},
+                    {},
                     ""}));
 
 TEST(CheckWorldSize, OfAnotherMpiRun) {
@@ -414,6 +427,19 @@ TEST(CheckJob, MoreRanksThanGpus) {
               IsEmpty());
   EXPECT_THAT(LinesAfter(shared, [](Reports& r) { r[2].gpus = r[3].gpus = {}; }),
               ElementsAre(HasSubstr("host b has 2 ranks and 0 GPUs")));
+}
+
+TEST(CheckJob, MoreRanksThanGpusOfAPlanThatIsAhead) {
+  const std::vector<RankReport> doctor = {Report("a")};  // two GPUs
+  JobPlan plan{.tp = 2, .cuda = true, .ahead = true};
+  EXPECT_THAT(CheckJob(doctor, plan), IsEmpty());
+  plan.pp = 2;
+  const Findings findings = CheckJob(doctor, plan);
+  ASSERT_EQ(findings.size(), 1u);
+  EXPECT_THAT(findings[0].Line(), HasSubstr("host a has 4 ranks and 2 GPUs they may use"));
+  // The hostfile names hosts that the doctor does not see.
+  plan.hostfile = true;
+  EXPECT_THAT(CheckJob(doctor, plan), IsEmpty());
 }
 
 TEST(NetworksOf, LeavesOutLoopbackAndBridges) {
