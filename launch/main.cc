@@ -62,7 +62,7 @@ extern "C" void OnInterrupt(int) {
 }
 
 // The exit status of the ranks that --ranks asks for.
-int StartRanks(const JobFlags& job, bool json, int argc, char** argv) {
+int StartRanks(const JobFlags& job, SupervisorOptions options) {
   const char* rank = std::getenv("OMPI_COMM_WORLD_RANK");
   if (rank == nullptr) rank = std::getenv("PMIX_RANK");
   if (rank != nullptr) {
@@ -76,10 +76,9 @@ int StartRanks(const JobFlags& job, bool json, int argc, char** argv) {
     }
     return 2;
   }
-  return RunSupervised({.ranks = job.ranks,
-                        .max_restarts = job.max_restarts,
-                        .json = json,
-                        .arguments = {argv + 1, argv + argc}});
+  options.ranks = job.ranks;
+  options.max_restarts = job.max_restarts;
+  return RunSupervised(options);
 }
 
 // What the supervisor, if there is one, gives its rank 0.
@@ -230,7 +229,16 @@ int Main(int argc, char** argv) {
     parse_failure = [&app, error](bool speaks) { return ReportParse(app, error, speaks); };
   }
   if (StartedBySupervisor()) job.ranks = job.max_restarts = 0;  // are its own
-  if (!parse_failure && job.ranks > 0) return StartRanks(job, generate.json, argc, argv);
+  const ModelFlags* const model = app.got_subcommand("generate")              ? &generate.model
+                                  : app.got_subcommand("eval")                ? &eval.model
+                                  : latency->parsed() || throughput->parsed() ? &bench.model
+                                  : serving_command->parsed()                 ? &serving.model
+                                                                              : nullptr;
+  if (!parse_failure && job.ranks > 0) {
+    const bool cuda = model != nullptr && model->device == "cuda";
+    return StartRanks(job,
+                      {.cuda = cuda, .json = generate.json, .arguments = {argv + 1, argv + argc}});
+  }
   const bool doctors = !parse_failure && doctor_command->parsed();
   Environment environment = CollectEnvironment({.programs = doctors, .root = {}});
   const Launch launch = IdentifyLaunch(environment);
@@ -272,11 +280,6 @@ int Main(int argc, char** argv) {
     return RunDoctor(control->get(), environment, doctor);
   }
   EndOnUncaughtExceptions();
-  const ModelFlags* const model = app.got_subcommand("generate")              ? &generate.model
-                                  : app.got_subcommand("eval")                ? &eval.model
-                                  : latency->parsed() || throughput->parsed() ? &bench.model
-                                  : serving_command->parsed()                 ? &serving.model
-                                                                              : nullptr;
   if (!HasJobFlags(app)) job.failure_timeout = 0.0;
   const auto run = [&](ControlPlane& plane) -> absl::Status {
     RETURN_IF_ERROR(Prepare(plane, environment, model));

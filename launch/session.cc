@@ -243,6 +243,8 @@ absl::StatusOr<std::unique_ptr<Worker>> LoadWorker(ControlPlane& control, const 
                                                    const ModelFlags& flags, const Demand& demand) {
   ASSIGN_OR_RETURN(const std::optional<DType> dtype, ParseDType(flags.dtype));
   ASSIGN_OR_RETURN(const Quantization quantization, ParseQuantization(flags.quantization));
+  if (flags.device == "cpu" && flags.matmul == "cublaslt")
+    return UsageError("--matmul cublaslt: is a GPU's, and --device cpu was given; leave one out");
   RETURN_IF_ERROR(control.EnterPhase(Phase::kLoad));
   absl::StatusOr<ModelConfig> config = LoadModelConfig(flags.model_dir);
   RETURN_IF_ERROR(control.Agree(config.status()));

@@ -380,6 +380,9 @@ int RunSupervised(const SupervisorOptions& options) {
   Findings findings = CheckLaunch(environment);
   for (Finding& finding : CheckMpirun(environment, {.tp = options.ranks}))
     findings.push_back(std::move(finding));
+  const JobPlan plan{.tp = options.ranks, .cuda = options.cuda, .ahead = true};
+  for (Finding& finding : CheckHost(environment, plan, 1, 1, /*look_for_nccl=*/false))
+    findings.push_back(std::move(finding));
   if (g_signal.load() != 0) return Interrupted();
   for (const Finding& finding : findings) {
     if (finding.severity == Severity::kError)

@@ -12,6 +12,7 @@ namespace trireme {
 struct SupervisorOptions {
   int ranks = 0;
   int max_restarts = 0;
+  bool cuda = false;                   // the ranks are to have GPUs
   bool json = false;                   // answers are JSON lines; so are those that never come
   std::vector<std::string> arguments;  // without the program's name
 };

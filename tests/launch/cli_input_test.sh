@@ -37,10 +37,13 @@ for command in "generate $model --prompt x" "eval $model --ids $work/ids" "bench
   expect 2 '^trireme: --quantization int3: must be none, fp8 or fp8-dynamic' "$trireme" $command --quantization int3
 done
 expect 2 'matmul' "$trireme" generate "$model" --prompt x --matmul fast
+expect 2 '^trireme: --matmul cublaslt: is a GPU.s, and --device cpu was given' "$trireme" generate "$model" --prompt x --device cpu --matmul cublaslt
 expect 2 'device' "$trireme" generate "$model" --prompt x --device tpu
 expect 2 'threads' "$trireme" generate "$model" --prompt x --threads 100000
 # Unless this machine could do it.
 [ -e /dev/nvidia0 ] || expect 1 'no CUDA backend|no NVIDIA driver' $(ranks 2) generate "$model" --prompt x --device cuda
+# Before mpirun is started, which would add a page of its own.
+[ -e /dev/nvidia0 ] || expect 1 'no CUDA backend|no NVIDIA driver' "$trireme" generate "$model" --prompt x --device cuda --ranks 2
 expect 1 'vocabulary' "$trireme" generate "$model" --prompt-ids 1,512
 expect 2 'not a token id' "$trireme" generate "$model" --prompt-ids 1,x
 expect 1 'UTF-8' "$trireme" generate "$model" --prompt "$(printf 'a\xff')"
