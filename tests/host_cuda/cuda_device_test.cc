@@ -54,6 +54,7 @@ TEST_F(CudaDeviceTest, AFailedLaunchIsTheStreamsErrorAndNothingComesBehindIt) {
   EXPECT_EQ(launches_, 2);
   char to = 0, from = 1;
   stream_->Copy(&to, &from, 1);
+  stream_->CopyRows(&to, 1, &from, 1, 1, 1);
   graph->Replay(*stream_);
   EXPECT_EQ(runtime_.copies, 0);
   EXPECT_EQ(runtime_.graph_launches, 0);

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/matmul_codes.h"
 #include "kernels/cuda/read_bandwidth.h"
 
 namespace trireme {
@@ -20,6 +21,7 @@ const OpTable kOps{};
 std::string WhyNoCode() { return ""; }
 void PermuteColumns(gpu::StreamHandle, ConstTensorView, void*) {}
 void SiluAndMul(Stream&, ConstTensorView, TensorView) {}
+absl::StatusOr<int64_t> CodesRoom::Reserve(Device&, int64_t, int64_t) { return 0; }
 }  // namespace cuda
 
 namespace {
@@ -93,6 +95,15 @@ cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpy
                             cudaStream_t) {
   ++Cuda().copies;
   if (Cuda().copy == cudaSuccess) std::memmove(dst, src, bytes);
+  return Cuda().copy;
+}
+cudaError_t cudaMemcpy2DAsync(void* dst, size_t dst_stride, const void* src, size_t src_stride,
+                              size_t bytes, size_t rows, cudaMemcpyKind, cudaStream_t) {
+  ++Cuda().copies;
+  for (size_t row = 0; row < rows && Cuda().copy == cudaSuccess; ++row) {
+    std::memmove(static_cast<char*>(dst) + row * dst_stride,
+                 static_cast<const char*>(src) + row * src_stride, bytes);
+  }
   return Cuda().copy;
 }
 
