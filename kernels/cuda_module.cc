@@ -11,8 +11,8 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/module_identity.h"
 #include "kernels/status.h"
-#include "module_identity.h"
 
 namespace trireme {
 namespace {

@@ -2,7 +2,7 @@
 // process without a GPU never loads CUDA.
 #include "kernels/cuda/device.h"
 #include "kernels/cuda_module.h"
-#include "module_identity.h"
+#include "kernels/module_identity.h"
 
 extern "C" {
 #pragma GCC visibility push(default)

@@ -1,5 +1,5 @@
 // Stands where libtrireme_cuda.so would: of this program's build, or of another.
-#include "module_identity.h"
+#include "kernels/module_identity.h"
 
 extern "C" const char* trireme_cuda_identity() {
 #if defined(TRIREME_OTHER_BUILD)
