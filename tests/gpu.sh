@@ -293,7 +293,7 @@ run_sanitizer() {
     check $tool attention '*SlidingWindowOverSeveral*/cuda_bf16'
     check $tool matmul '*StridedInputAndOutput*/cuda_bf16:*EqualsReference/cuda_bf16'
     check $tool sampling '*/cuda'
-    check $tool elementwise '*RmsNorm*/cuda_bf16'
+    check $tool elementwise '*NormEqualsReference/cuda_bf16'
     check $tool rope '*EqualsTheUnfusedReference/cuda_bf16'
     check $tool mol '*MolEdgeTest.*/cuda:*TiesGoTo*/cuda'
     check $tool matmul_e4m3 '*StridedInputAndOutput*/cuda_bf16:*FusedSwiGlu*/cuda_bf16'

@@ -55,8 +55,9 @@ void RopeBench(benchmark::State& state, DType dtype, bool norm, bool fused) {
   const ConstTensorView keys(k.view().data, dtype, {slots, kKv * kDim});
   Measure(state, [&] {
     if (norm && !fused) {
-      RmsNorm(stream, q_heads.view(), weight.view(), 1e-5f, q_heads.view());
-      RmsNorm(stream, k_heads.view(), weight.view(), 1e-5f, k_heads.view());
+      const NormParams params{NormKind::kRms, weight.view(), {}, 1e-5f};
+      Norm(stream, q_heads.view(), params, q_heads.view());
+      Norm(stream, k_heads.view(), params, k_heads.view());
     }
     RopeAndStoreKv(stream, qkv.view(), positions.view(), slot_mapping.view(), rope, kQ, kv);
     if (!fused) GatherRows(stream, keys, indices.view(), stored.view());
