@@ -168,6 +168,8 @@ run() {
 step() { local name=$1 limit=$2; shift 2; run "$limit" "$name" '' "$@"; }
 # GoogleTest, which passes a filter that no test matches, and where all are skipped.
 tests() { local name=$1 limit=$2; shift 2; run "$limit" "$name" '\[  PASSED  \] [1-9]' "$@"; }
+# lost NAME LIMIT_S FAULT WANTED COMMAND...: a job in which a rank is made to fail (tests/launch/fault_points.cc) must fail, and say WANTED.
+lost() { run "$2" "$1" "$4" env TRIREME_FAULT="$3" bash -c '! "$@"' - "${@:5}"; }
 # saved NAME LIMIT_S FILE COMMAND...: writes FILE, of which none is left of an earlier run.
 saved() {
   local file=$3
@@ -261,6 +263,10 @@ run_nccl() {
   fi
   step nccl_tp2 90 mpirun -np 2 "$trireme" generate "$stories" --tp 2 "${flags[@]}"
   step nccl_pp2 90 mpirun -np 2 "$trireme" generate "$stories" --pp 2 "${flags[@]}"
+  # A rank is lost while the other waits for it in NCCL: the job ends by itself, and says which rank it was.
+  lost nccl_rank_killed 40 1:decode:kill:3 'rank 1.*died' mpirun -np 2 "$here/bin/trireme_faults" generate "$stories" --tp 2 "${flags[@]}"
+  lost nccl_rank_frozen 60 1:decode:freeze:3 'rank 1.*(is stuck|no sign of life)' mpirun -np 2 "$here/bin/trireme_faults" generate "$stories" \
+    --tp 2 "${flags[@]}"
   run_peer_sums
 }
 

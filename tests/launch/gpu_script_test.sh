@@ -34,6 +34,7 @@ case $name in
   mpirun) shift 2; set -m; "$@" & wait $! ;;
   compute-sanitizer) while [[ $1 != */* ]]; do shift; done; "$@" ;;
   python3) [[ $1 != -c && $1 != */peer_torch.py ]] || exit 1; PATH=${PATH#*:} exec python3 "$@" ;;
+  trireme_faults) printf 'trireme: rank 1 died\ntrireme: rank 1 is stuck\n' >&2; exit 1 ;;
   *_test) printf '[==========] Running 3 tests\n[  PASSED  ] 3 tests.\n' ;;
   *)
     [[ $1 != make-checkpoint ]] || { mkdir "${!#}"; echo "${!#}" >>"$MADE"; }
@@ -53,7 +54,7 @@ esac
 FAKE
 chmod +x "$bundle/bin/fake"
 programs=(gpu_primitives_test gpu_peer_sum_test elementwise_test matmul_test matmul_e4m3_test rope_test attention_test
-  sampling_test mol_test decoder_test golden_test graph_replay_test trireme op_bench mpirun compute-sanitizer nvidia-smi python3)
+  sampling_test mol_test decoder_test golden_test graph_replay_test trireme trireme_faults op_bench mpirun compute-sanitizer nvidia-smi python3)
 for name in "${programs[@]}"; do ln -s fake "$bundle/bin/$name"; done
 
 # gpu STATUS PRETEND ARGUMENT...: its output in $work/out; RESULTS is $results.
