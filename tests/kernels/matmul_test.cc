@@ -59,7 +59,7 @@ TEST_P(MatMulTest, AHeadOfManyColumnsEqualsReference) {
   for (DType out_type : {dtype(), DType::kF32}) {
     const Tensor y = device_.Zeros(out_type, {kRows, kN});
     MatMul(stream(), x.view(), *packed, {}, y.view());
-    ExpectClose(y.view(), expected, kK, 1.0);
+    ExpectClose(y.view(), expected, kK, 8.0);  // of so many sums some grow to 12
   }
 }
 

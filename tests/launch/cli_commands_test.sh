@@ -8,7 +8,7 @@ expect 0 'generate' "$trireme" --help
 expect 0 'temperature' "$trireme" generate --help
 expect 0 'little girl named Lily|little' "$trireme" generate "$model" --prompt "Once upon a time" --max-tokens 40
 expect 0 'first token' "$trireme" generate "$model" --prompt "Once upon a time" --max-tokens 4
-expect 0 'first token' "$trireme" generate "$model" --prompt x --max-tokens 2 --device cpu --matmul cublaslt
+expect 0 'first token' "$trireme" generate "$model" --prompt x --max-tokens 2 --matmul cublaslt
 expect 0 '"token_ids"' "$trireme" generate "$model" --prompt "Once upon a time" --max-tokens 4 --json --logprobs 2
 expect 0 '"index":1' "$trireme" generate "$model" --prompt "Once" --prompt "Tom" --max-tokens 4 --json
 expect 0 '"prompt_tokens":2' "$trireme" generate "$model" --prompt-ids 1,403 --max-tokens 4 --json
