@@ -152,6 +152,9 @@ void CheckNorm(const TestDevice& emulator, DType dtype, int ranks, int64_t rows,
 }
 
 TEST_P(PeerSumTest, FusedWithTheNormHasTheBitsOfTheTwoOps) {
+  // ThreadSanitizer keeps some of each thread that has been: with both it has no more to give.
+  std::vector<NormKind> kinds = {NormKind::kLayer};
+  if (!kThreadSanitizer) kinds.push_back(NormKind::kRms);
   const TestDevice emulator(DeviceCase{.name = "host_cuda", .host_cuda = true});
   struct Size {
     int64_t rows, width;
@@ -161,7 +164,7 @@ TEST_P(PeerSumTest, FusedWithTheNormHasTheBitsOfTheTwoOps) {
     for (const int ranks : {2, 3, 4, 8}) {
       if (rows > 3 && ranks > 2) continue;  // blocks: see above
       for (const PeerPath path : kPaths) {
-        for (const NormKind kind : {NormKind::kRms, NormKind::kLayer}) {
+        for (const NormKind kind : kinds) {
           SCOPED_TRACE(testing::Message()
                        << ranks << " ranks, [" << rows << ", " << width << "], path "
                        << static_cast<int>(path) << ", norm " << static_cast<int>(kind));
