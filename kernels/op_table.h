@@ -4,6 +4,7 @@
 
 #include "kernels/ops.h"
 #include "kernels/sampling.h"
+#include "kernels/token_choice.h"
 
 namespace trireme {
 
@@ -27,6 +28,8 @@ struct OpTable {
   decltype(&PenalizeLogits) penalize_logits;
   decltype(&SummarizeLogits) summarize_logits;
   decltype(&DrawTokens) draw_tokens;
+  decltype(&RestoreLogits) restore_logits;
+  decltype(&ChooseTokens) choose_tokens;
   decltype(&PackLinearFrom) pack_linear;
   // Mixture-of-Logits retrieval; null on a device that lacks it (RequireMol says so).
   const MolOpTable* mol = nullptr;

@@ -1,6 +1,7 @@
 // What sampling needs of a shard's logits, on the device that has them: the rest (merging the
-// shards, filters, the choice) takes only these small results and is done on the host by
-// runtime/sampler. Rules as in ops.h; R rows, V tokens of this shard, P penalties, K candidates.
+// shards, filters, the choice) takes only these small results, by token_choice.h on the device, or
+// by runtime/sampler on the host where more of them are needed than lie ready. Rules as in ops.h; R
+// rows, V tokens of this shard, P penalties, K candidates.
 //
 // Scores order totally: the higher first, on a tie the smaller column. A NaN is no candidate and
 // adds nothing.
@@ -24,12 +25,12 @@ void PenalizeLogits(Stream& stream, TensorView logits, ConstTensorView count,
                     ConstTensorView places, ConstTensorView amounts, TensorView before);
 
 // Of every row: its largest logit, the sum of exp((logit - largest) * inverse_temperature), and its
-// `counts` best logits with their columns, in any order, which is the same in every run for at most
-// kOrderedCandidates. logits [R, V] f32, inverse_temperature [R] f64 (0 = the sum is not wanted and
-// is 0), counts [R] i32 (at most K), largest [R] f32 (-inf if none), sum [R] f64, scores [R, K]
-// f32, columns [R, K] i32 (-1 = the row has fewer candidates, or fewer are wanted). A row that asks
-// for no sum and no candidate is left out: its largest is -inf. Terms of the sum are rounded to
-// fp32, the sum itself is f64. K <= V.
+// `counts` best logits with their columns: best first for at most kOrderedCandidates, else in any
+// order. logits [R, V] f32, inverse_temperature [R] f64 (0 = the sum is not wanted and is 0),
+// counts [R] i32 (at most K), largest [R] f32 (-inf if none), sum [R] f64, scores [R, K] f32,
+// columns [R, K] i32 (-1 = the row has fewer candidates, or fewer are wanted). A row that asks for
+// no sum and no candidate is left out: its largest is -inf. Terms of the sum are rounded to fp32,
+// the sum itself is f64.
 inline constexpr int kOrderedCandidates = 512;
 void SummarizeLogits(Stream& stream, ConstTensorView logits, ConstTensorView inverse_temperature,
                      ConstTensorView counts, TensorView largest, TensorView sum, TensorView scores,

@@ -72,7 +72,7 @@ std::vector<Ledger> PlanLedgers(const ModelConfig& config, const Topology& topol
     ledger[Owner::kBatch] = 4 * (3 * o.max_num_batched_tokens + 2 * o.max_num_seqs + 1 +
                                  o.max_num_seqs * pages_per_sequence) +
                             8 * o.max_num_batched_tokens;
-    if (last) ledger[Owner::kBatch] += Sampler::ReservedBytes(o.max_logit_rows);
+    if (last) ledger[Owner::kBatch] += Sampler::ReservedBytes(o.max_logit_rows, topology.tp_size);
     if (o.host_memory) {
       ledger[Owner::kCommunicator] =
           MpiCommunicatorBytes(topology.tp_size, LargestSumBytes(config, o), o.spans_hosts);

@@ -25,40 +25,53 @@ struct RowHead {
 
 }  // namespace
 
+const Sampler::Visit Sampler::kUsual{.candidates = kUsualCandidates, .draw = true};
 constexpr Sampler::Visit Sampler::kCaptured{.penalize = true,
                                             .raw_candidates = kCapturedLogprobs,
                                             .raw_terms = true,
                                             .candidates = kCapturedCandidates,
-                                            .draw = true};
+                                            .draw = true,
+                                            .choose = true};
 
-int64_t Sampler::ReservedBytes(int64_t rows) {
+int64_t Sampler::ReservedBytes(int64_t rows, int64_t ranks) {
   const int64_t penalties = kUsualPenalties * rows;
-  return 2 * (2 * VisitInputBytes(rows, penalties) +
-              VisitOutputBytes(rows, penalties, kUsualCandidates) +
-              VisitOutputBytes(rows, penalties, kCapturedCandidates + kCapturedLogprobs));
+  const int64_t gathered = ranks > 1 ? ranks * VisitOutputBytes(rows, 0, kCaptured) : 0;
+  return 2 * (VisitInputBytes(rows, penalties, 1) + VisitInputBytes(rows, penalties, ranks) +
+              VisitOutputBytes(rows, penalties, kUsual) +
+              VisitOutputBytes(rows, penalties, kCaptured)) +
+         gathered;
 }
 
 absl::Status Sampler::Reserve(Device& device, int64_t rows, int64_t tokens) {
   states_.resize(rows);
   for (RowState& state : states_) state.Reserve(kUsualCandidates, tokens);
-  shards_.resize(tp_->size());
+  shards_.resize(host_tp_->size());
   for (ShardView& shard : shards_) shard.best.reserve(kUsualCandidates);
   const size_t bytes = rows * (sizeof(RowHead) + kUsualCandidates * sizeof(Candidate));
   send_.reserve(bytes);
-  receive_.reserve(bytes * tp_->size());
+  receive_.reserve(bytes * host_tp_->size());
   const int64_t penalties = kUsualPenalties * rows;
-  RETURN_IF_ERROR(inputs_.Reset(device, VisitInputBytes(rows, penalties)));
-  RETURN_IF_ERROR(outputs_.Reset(device, VisitOutputBytes(rows, penalties, kUsualCandidates)));
+  RETURN_IF_ERROR(inputs_.Reset(device, VisitInputBytes(rows, penalties, 1)));
+  RETURN_IF_ERROR(outputs_.Reset(device, VisitOutputBytes(rows, penalties, kUsual)));
+  RETURN_IF_ERROR(captured_inputs_.Reset(device, VisitInputBytes(rows, penalties, tp_->size())));
+  RETURN_IF_ERROR(captured_outputs_.Reset(device, VisitOutputBytes(rows, penalties, kCaptured)));
+  if (tp_->size() > 1) {
+    ASSIGN_OR_RETURN(
+        gathered_,
+        Tensor::Create(device, DType::kU8, {tp_->size() * VisitOutputBytes(rows, 0, kCaptured)}));
+  }
+  captured_ = std::make_unique<DeviceVisit>(kCaptured, &captured_inputs_, &captured_outputs_,
+                                            vocab_size_, tp_, gathered_.view());
   reserved_rows_ = rows;
-  captured_ = std::make_unique<DeviceVisit>(kCaptured, /*fixed=*/true, &captured_inputs_,
-                                            &captured_outputs_);
-  RETURN_IF_ERROR(captured_inputs_.Reset(device, VisitInputBytes(rows, penalties)));
-  return captured_outputs_.Reset(
-      device, VisitOutputBytes(rows, penalties, kCapturedCandidates + kCapturedLogprobs));
+  return absl::OkStatus();
 }
 
-Sampler::Sampler(Communicator* tp, Range vocabulary, int64_t vocab_size)
-    : tp_(tp), vocabulary_(vocabulary), widest_shard_(PieceOf(vocab_size, tp->size(), 0).size()) {}
+Sampler::Sampler(Communicator* tp, Communicator* host_tp, Range vocabulary, int64_t vocab_size)
+    : tp_(tp),
+      host_tp_(host_tp),
+      vocabulary_(vocabulary),
+      vocab_size_(vocab_size),
+      widest_shard_(PieceOf(vocab_size, tp->size(), 0).size()) {}
 Sampler::~Sampler() = default;
 
 absl::Status Sampler::Staging::Reset(Device& device, size_t bytes) {
@@ -90,7 +103,7 @@ void Sampler::Staging::ToHost(Stream& stream, size_t bytes) {
 // One all-gather: every rank's terms, draw and best candidates of the rows, then the same merge
 // everywhere.
 void Sampler::Exchange(Stream& stream, std::span<RowState> rows, const Visit& visit) {
-  const int64_t ranks = tp_->size(), candidates = visit.candidates, raw = visit.raw_candidates;
+  const int64_t ranks = host_tp_->size(), candidates = visit.candidates, raw = visit.raw_candidates;
   const size_t row_bytes = sizeof(RowHead) + (candidates + raw) * sizeof(Candidate);
   send_.assign(rows.size() * row_bytes, 0);
   receive_.resize(send_.size() * ranks);
@@ -111,8 +124,8 @@ void Sampler::Exchange(Stream& stream, std::span<RowState> rows, const Visit& vi
     }
   }
   const int64_t bytes = static_cast<int64_t>(send_.size());
-  tp_->AllGather(stream, ConstTensorView(send_.data(), DType::kU8, {bytes}),
-                 TensorView(receive_.data(), DType::kU8, {bytes * ranks}));
+  host_tp_->AllGather(stream, ConstTensorView(send_.data(), DType::kU8, {bytes}),
+                      TensorView(receive_.data(), DType::kU8, {bytes * ranks}));
   // Of host memory. A fault of the device stays with the stream, and the step ends with it.
   stream.Synchronize().IgnoreError();
 
@@ -143,15 +156,15 @@ void Sampler::Exchange(Stream& stream, std::span<RowState> rows, const Visit& vi
 
 absl::Status Sampler::VisitAndMerge(Stream& stream, TensorView logits, std::span<RowState> rows,
                                     const Visit& visit) {
-  DeviceVisit device(visit, /*fixed=*/false, &inputs_, &outputs_);
+  DeviceVisit device(visit, &inputs_, &outputs_, vocab_size_);
   for (RowState& row : rows) {
     if (visit.again && visit.candidates > 0) row.asked = visit.candidates;
   }
-  RETURN_IF_ERROR(device.Ask(stream, rows, static_cast<int64_t>(rows.size()), vocabulary_.size()));
+  RETURN_IF_ERROR(device.Ask(stream, rows, static_cast<int64_t>(rows.size()), widest_shard_));
   {
     const Timer timer(op_seconds_);
     device.Enqueue(stream, logits, vocabulary_.begin);
-    RETURN_IF_ERROR(device.Wait(stream));
+    RETURN_IF_ERROR(device.WaitForAnswers(stream));
   }
   device.Take(rows);
   Exchange(stream, rows, visit);
@@ -167,7 +180,7 @@ Sampler::Begun Sampler::Begin(std::span<const SampleRow> rows, int64_t padded) {
     RowState& state = states_[r];
     state.Start(rows[r], vocabulary_);
     const SamplingParams& params = state.params();
-    state.asked = std::min(state.CandidatesWanted(), widest_shard_);
+    state.asked = std::min(state.CandidatesWanted(tp_->size() > 1), widest_shard_);
     penalties += static_cast<int64_t>(state.penalties.size());
     visit.candidates = std::max(visit.candidates, state.asked);
     visit.raw_candidates = std::max<int64_t>(visit.raw_candidates, params.logprobs);
@@ -177,9 +190,10 @@ Sampler::Begun Sampler::Begin(std::span<const SampleRow> rows, int64_t padded) {
   visit.raw_candidates = std::min(visit.raw_candidates, widest_shard_);
   // Penalties are this shard's: where one rank's do not fit, it alone asks later, and the exchange
   // is the same.
-  begun.captured = visit.raw_candidates <= kCaptured.raw_candidates &&
-                   visit.candidates <= kCaptured.candidates &&
-                   penalties <= kUsualPenalties * padded;
+  begun.fits = captured_ != nullptr && padded <= reserved_rows_ &&
+               visit.raw_candidates <= kCaptured.raw_candidates &&
+               visit.candidates <= kCaptured.candidates;
+  begun.captured = begun.fits && penalties <= kUsualPenalties * padded;
   return begun;
 }
 
@@ -187,18 +201,27 @@ absl::Status Sampler::Sample(Stream& stream, TensorView logits, std::span<const 
                              std::vector<SampledToken>* sampled) {
   sampled->clear();
   if (rows.empty()) return absl::OkStatus();
-  const Begun begun = Begin(rows, 0);
-  RETURN_IF_ERROR(VisitAndMerge(stream, logits, {states_.data(), begun.rows}, begun.visit));
-  return Choose(stream, logits, begun, sampled);
+  prepared_ = Begin(rows, static_cast<int64_t>(rows.size()));
+  if (prepared_.fits) {
+    AskCaptured(stream, static_cast<int64_t>(rows.size()));
+    const Timer timer(op_seconds_);
+    Enqueue(stream, logits);
+  }
+  return Finish(stream, logits, sampled);
 }
 
 void Sampler::Prepare(Stream& stream, std::span<const SampleRow> rows, int64_t padded) {
   CHECK_LE(static_cast<int64_t>(rows.size()), padded);
   CHECK_LE(padded, reserved_rows_);
   prepared_ = Begin(rows, padded);
-  // Rows that are asked about later ask nothing now: their draws would be for nothing.
+  AskCaptured(stream, padded);
+}
+
+// Rows that are asked about later ask nothing now: their draws would be for nothing. Where other
+// shards' do ask, they learn from the lack of an answer here that they cannot tell.
+void Sampler::AskCaptured(Stream& stream, int64_t padded) {
   const std::span<RowState> asking(states_.data(), prepared_.captured ? prepared_.rows : 0);
-  CHECK(captured_->Ask(stream, asking, padded, vocabulary_.size()).ok());
+  CHECK(captured_->Ask(stream, asking, padded, widest_shard_).ok());
 }
 
 void Sampler::Enqueue(Stream& stream, TensorView logits) {
@@ -212,7 +235,12 @@ absl::Status Sampler::Finish(Stream& stream, TensorView logits,
   if (prepared_.captured) {
     {
       const Timer timer(op_seconds_);
-      RETURN_IF_ERROR(captured_->Wait(stream));
+      RETURN_IF_ERROR(captured_->WaitForChosen(stream));
+    }
+    if (captured_->TakeChosen(states, sampled)) return absl::OkStatus();
+    {
+      const Timer timer(op_seconds_);
+      RETURN_IF_ERROR(captured_->WaitForAnswers(stream));
     }
     captured_->Take(states);
     Exchange(stream, states, prepared_.visit);
@@ -224,6 +252,7 @@ absl::Status Sampler::Finish(Stream& stream, TensorView logits,
 
 absl::Status Sampler::Choose(Stream& stream, TensorView logits, const Begun& begun,
                              std::vector<SampledToken>* sampled) {
+  ++host_choices_;
   const std::span<RowState> states(states_.data(), begun.rows);
   const auto choose = [&] {
     bool all = true;

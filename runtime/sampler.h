@@ -1,7 +1,8 @@
 // Chooses the next token of each sequence from logits whose vocabulary is cut over tensor-parallel
 // ranks. The device that has the logits boils each row down to its best candidates and softmax
-// terms (kernels/sampling.h); the shards exchange those, never the whole vocabulary; all ranks come
-// to the same choice.
+// terms (kernels/sampling.h); the shards exchange those, never the whole vocabulary; the devices
+// choose from them (kernels/token_choice.h), all the same. Where a row needs more of its shards
+// than what lies ready, the host asks for more and chooses the same way.
 //
 // Drawing uses the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014): argmax of logit /
 // temperature + noise over the tokens that the filters leave is a draw from the softmax over them.
@@ -34,25 +35,28 @@ struct ShardView;
 
 class Sampler {
  public:
-  // `tp` moves host memory and must outlive the sampler. `vocabulary`: the ids of this rank's
-  // logits, of vocab_size in all that PieceOf cuts over the group.
-  Sampler(Communicator* tp, Range vocabulary, int64_t vocab_size);
+  // One group twice: `tp` moves the memory that the logits lie in, `host_tp` the host's, and both
+  // must outlive the sampler. `vocabulary`: the ids of this rank's logits, of vocab_size in all
+  // that PieceOf cuts over the group.
+  Sampler(Communicator* tp, Communicator* host_tp, Range vocabulary, int64_t vocab_size);
   ~Sampler();
 
   // logits [R, vocabulary.size()] f32 on the stream's device; changed by penalties. Collective over
   // the tp group, with the same answer on all its ranks. A row without a finite logit to choose
   // gets token -1 and disturbs no other. ResourceExhausted when the device has no room for the
-  // candidates. In a steady state nothing is allocated, but for log-probabilities.
+  // candidates. In a steady state nothing is allocated, but for log-probabilities. Before Reserve,
+  // or for more rows than were reserved, the host chooses.
   absl::Status Sample(Stream& stream, TensorView logits, std::span<const SampleRow> rows,
                       std::vector<SampledToken>* sampled);
 
   // Sample in three parts, of which the second is captured behind the logits in a graph. Prepare
   // uploads what `rows` ask of the device, padded to `padded` rows by such as ask nothing, and
   // borrows them until Finish; Enqueue, or its replay, answers it in memory that never moves, for
-  // logits [padded, vocabulary.size()]; Finish chooses, as Sample would have. Rows of all kinds go
-  // together. What asks for more than there is a place for (kCapturedCandidates of a row,
-  // kCapturedLogprobs, on average kUsualPenalties) Finish asks of the device anew, and so it does
-  // what depends on other shards. REQUIRES: padded is within what was reserved.
+  // logits [padded, vocabulary.size()], gathers the shards' answers and chooses; Finish waits and
+  // hands out what Sample would have. Rows of all kinds go together. Where one asks for more than
+  // there is a place for (kCapturedCandidates of a row, kCapturedLogprobs, on average
+  // kUsualPenalties), or what was brought is not enough to tell, Finish asks the device anew and
+  // chooses itself. REQUIRES: padded is within what was reserved.
   void Prepare(Stream& stream, std::span<const SampleRow> rows, int64_t padded);
   void Enqueue(Stream& stream, TensorView logits);
   absl::Status Finish(Stream& stream, TensorView logits, std::vector<SampledToken>* sampled);
@@ -63,11 +67,13 @@ class Sampler {
   // and for sequences of `tokens` tokens on the host, and tells how much the former is. More takes
   // more when it comes.
   absl::Status Reserve(Device& device, int64_t rows, int64_t tokens);
-  static int64_t ReservedBytes(int64_t rows);
+  static int64_t ReservedBytes(int64_t rows, int64_t ranks);
   int64_t device_bytes() const {
     return inputs_.bytes() + outputs_.bytes() + captured_inputs_.bytes() +
-           captured_outputs_.bytes();
+           captured_outputs_.bytes() + (tp_->size() > 1 ? gathered_.view().bytes() : 0);
   }
+  // Calls in which the host chose.
+  int64_t host_choices() const { return host_choices_; }
   // Spent in the device's ops so far, up to the end of the wait for them; without what Enqueue is
   // called in.
   double op_seconds() const { return op_seconds_; }
@@ -125,17 +131,23 @@ class Sampler {
     // Not the first visit: of all rows as many candidates, and only draws that are to be repeated,
     // with the largest score of all shards.
     bool again = false;
+    bool choose = false;  // the devices do, for all shards
   };
   class DeviceVisit;
+  static const Visit kUsual;     // what takes no more than this takes no memory either
   static const Visit kCaptured;  // for rows of all kinds
   // The rows of a call, and what their first visit is to bring.
   struct Begun {
     size_t rows = 0;
     Visit visit;
-    bool captured = false;  // the first visit is the captured one
+    bool fits = false;      // the captured visit has a place for all; the same on all ranks,
+    bool captured = false;  // but for this shard's penalties
   };
 
+  static int64_t VisitInputBytes(int64_t rows, int64_t penalties, int64_t ranks);
+  static int64_t VisitOutputBytes(int64_t rows, int64_t penalties, const Visit& visit);
   Begun Begin(std::span<const SampleRow> rows, int64_t padded);
+  void AskCaptured(Stream& stream, int64_t padded);
   // From what the first visit brought.
   absl::Status Choose(Stream& stream, TensorView logits, const Begun& begun,
                       std::vector<SampledToken>* sampled);
@@ -144,11 +156,12 @@ class Sampler {
                              const Visit& visit);
   void Exchange(Stream& stream, std::span<RowState> rows, const Visit& visit);
 
-  Communicator* tp_;
+  Communicator *tp_, *host_tp_;
   Range vocabulary_;
-  int64_t widest_shard_;
+  const int64_t vocab_size_, widest_shard_;
   Staging inputs_, outputs_;
   Staging captured_inputs_, captured_outputs_;  // do not move once reserved
+  Tensor gathered_;  // captured answers of all shards, where there are several
   int64_t reserved_rows_ = 0;
   std::unique_ptr<DeviceVisit> captured_;
   Begun prepared_;
@@ -156,6 +169,7 @@ class Sampler {
   std::vector<RowState> states_;   // of as many rows as a call has had
   std::vector<ShardView> shards_;  // of one row, by rank
   double op_seconds_ = 0.0;
+  int64_t host_choices_ = 0;
 };
 
 }  // namespace trireme

@@ -11,7 +11,7 @@ namespace trireme {
 namespace {
 
 using Candidate = Sampler::Candidate;
-// Candidates a shard sends first for top-p; eight times more each retry.
+// Candidates a shard sends first for top-p, and for min-p; for top-p eight times more each retry.
 constexpr int64_t kFirstNucleus = Sampler::kCapturedCandidates;
 constexpr double kLowest = -std::numeric_limits<double>::infinity();
 
@@ -64,11 +64,13 @@ void Sampler::RowState::StartPenalties(Range shard) {
   penalties.resize(kept);
 }
 
-int64_t Sampler::RowState::CandidatesWanted() const {
+int64_t Sampler::RowState::CandidatesWanted(bool several_shards) const {
   if (params().temperature == 0.0f) return 1;
   if (params().top_k > 0) return params().top_k;
   if (params().top_p < 1.0f) return kFirstNucleus;
-  return params().min_p > 0.0f ? 1 : 0;  // its draw needs to know the largest score
+  if (params().min_p <= 0.0f) return 0;
+  // Its draw needs to know the largest score; instead of another, a choice among candidates may do.
+  return several_shards ? kFirstNucleus : 1;
 }
 
 double Sampler::RowState::MinPMargin() const {
@@ -165,29 +167,15 @@ bool Sampler::RowState::ChooseFiltered() {
   const auto mass = [&](const Candidate& c) {
     return std::exp((static_cast<double>(c.score) - terms.max) * inverse_temperature());
   };
-  size_t kept = certain;
-  double total = terms.sum;
-  if (params().top_k > 0) {
-    kept = std::min<size_t>(best.size(), params().top_k);
-    total = 0.0;
-    for (size_t i = 0; i < kept; ++i) total += mass(best[i]);
-  }
-  if (params().top_p < 1.0f) {
-    double cumulative = 0.0;
-    size_t nucleus = 0;
-    while (nucleus < kept && cumulative < params().top_p * total)
-      cumulative += mass(best[nucleus++]);
-    // Rounding may leave the sum of everything just below top_p * total; then all of it is the
-    // nucleus.
-    if (params().top_k == 0 && cumulative < params().top_p * total && !complete) return false;
-    kept = nucleus;
-  }
-  while (kept > 1 && mass(best[kept - 1]) < params().min_p) --kept;
+  const int64_t left =
+      CountLeft(filters(), static_cast<int64_t>(best.size()), static_cast<int64_t>(certain),
+                complete, terms.sum, [&](int64_t i) { return mass(best[i]); });
+  if (left < 0) return false;
   const auto key = [&](const Candidate& c) {
     return static_cast<double>(c.score) * inverse_temperature() +
            GumbelNoise(params().seed, position(), static_cast<uint32_t>(c.id));
   };
-  chosen = *std::max_element(best.begin(), best.begin() + static_cast<int64_t>(kept),
+  chosen = *std::max_element(best.begin(), best.begin() + left,
                              [&](const Candidate& a, const Candidate& b) {
                                const double ka = key(a), kb = key(b);
                                return ka != kb ? ka < kb : a.id > b.id;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/sampling.h"
+#include "kernels/token_choice.h"
 #include "runtime/sampler.h"
 
 namespace trireme {
@@ -68,11 +69,20 @@ struct Sampler::RowState {
   bool filtered() const {
     return params().temperature == 0.0f || params().top_k > 0 || params().top_p < 1.0f;
   }
+  Choice choice() const {
+    if (!filtered()) return Choice::kDrawn;
+    return params().temperature == 0.0f ? Choice::kGreedy : Choice::kFiltered;
+  }
+  TokenFilters filters() const {
+    return {inverse_temperature(), static_cast<double>(params().top_k), params().top_p,
+            params().min_p, MinPMargin()};
+  }
   bool NeedsSum() const {
     return params().temperature > 0.0f && params().top_k == 0 && params().top_p < 1.0f;
   }
   uint64_t position() const { return row->tokens.size(); }
-  int64_t CandidatesWanted() const;
+  // Of a vocabulary that is cut into several shards, or of one.
+  int64_t CandidatesWanted(bool several_shards) const;
   // How far below the largest score min-p leaves tokens: -inf or a number of at most 0.
   double MinPMargin() const;
   void RestoreRaw(Candidate& candidate) const {

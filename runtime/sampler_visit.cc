@@ -5,11 +5,12 @@
 #include "kernels/check.h"
 #include "kernels/sampling.h"
 #include "kernels/status.h"
+#include "parallel/topology.h"
 
 namespace trireme {
 namespace {
 
-constexpr int64_t kPadding = 24 * 256;  // of so many tensors
+constexpr int64_t kPadding = 32 * 256;  // of so many tensors
 
 int32_t ClampTo(int64_t room, int64_t wanted) {
   return static_cast<int32_t>(std::min(room, wanted));
@@ -17,26 +18,31 @@ int32_t ClampTo(int64_t room, int64_t wanted) {
 
 }  // namespace
 
-int64_t VisitInputBytes(int64_t rows, int64_t penalties) {
-  return kPadding + 64 * rows + 16 * penalties;
+int64_t Sampler::VisitInputBytes(int64_t rows, int64_t penalties, int64_t ranks) {
+  return kPadding + 112 * rows + 16 * penalties + 8 * ranks;
 }
-int64_t VisitOutputBytes(int64_t rows, int64_t penalties, int64_t candidates) {
-  return kPadding + rows * (40 + 8 * candidates) + 4 * penalties;
+int64_t Sampler::VisitOutputBytes(int64_t rows, int64_t penalties, const Visit& visit) {
+  // A choice has the raw logits of its candidates, and log-probabilities beside them.
+  const int64_t candidate = visit.choose ? 12 : 8, raw_candidate = visit.choose ? 16 : 8;
+  return kPadding +
+         rows * (56 + candidate * visit.candidates + raw_candidate * visit.raw_candidates) +
+         4 * penalties;
 }
 
 absl::Status Sampler::DeviceVisit::Ask(Stream& stream, std::span<const RowState> rows,
-                                       int64_t padded, int64_t vocabulary) {
+                                       int64_t padded, int64_t widest_shard) {
   penalties_ = 0;
   for (const RowState& row : rows) {
     penalties_ += visit_.penalize ? static_cast<int64_t>(row.penalties.size()) : 0;
   }
   logprobs_ = std::any_of(rows.begin(), rows.end(),
                           [](const RowState& row) { return row.params().logprobs >= 0; });
-  places_room_ = fixed_ ? kUsualPenalties * padded : penalties_;
+  places_room_ = visit_.choose ? kUsualPenalties * padded : penalties_;
   CHECK_LE(penalties_, places_room_);
-  RETURN_IF_ERROR(Plan(stream.device(), padded, vocabulary));
+  RETURN_IF_ERROR(Plan(stream.device(), padded, widest_shard));
   in_->Clear(in_->BytesUpTo(in_end_, 0));
   WriteInputs(rows);
+  if (visit_.choose) WriteChoices(rows);
   WritePenalties(rows);
   // Penalties lie behind the rest: room that is not used is not moved.
   in_->ToDevice(stream, penalties_ > 0 ? in_->BytesUpTo(amounts_, 8 * penalties_)
@@ -44,11 +50,15 @@ absl::Status Sampler::DeviceVisit::Ask(Stream& stream, std::span<const RowState>
   return absl::OkStatus();
 }
 
-// In the order in which they are moved: all there is, what penalties and log-probabilities take.
-absl::Status Sampler::DeviceVisit::Plan(Device& device, int64_t rows, int64_t vocabulary) {
-  const int64_t k = visit_.candidates + visit_.raw_candidates;
-  RETURN_IF_ERROR(in_->Reset(device, VisitInputBytes(rows, places_room_)));
-  RETURN_IF_ERROR(out_->Reset(device, VisitOutputBytes(rows, places_room_, k)));
+// In the order in which they are moved: what was chosen, this shard's answers, what penalties take.
+// Shards may differ by a token; their answers lie alike.
+absl::Status Sampler::DeviceVisit::Plan(Device& device, int64_t rows, int64_t widest_shard) {
+  const int64_t count = std::min(visit_.candidates, widest_shard),
+                raw_count = std::min(visit_.raw_candidates, widest_shard);
+  const int64_t ranks = tp_ != nullptr ? tp_->size() : 1;
+  RETURN_IF_ERROR(in_->Reset(device, VisitInputBytes(rows, places_room_, ranks)));
+  RETURN_IF_ERROR(out_->Reset(device, VisitOutputBytes(rows, places_room_, visit_)));
+  if (visit_.choose) PlanChoice(rows, raw_count);
   if (visit_.draw) {
     seeds_ = in_->Add(DType::kI64, {rows, 2});
     limits_ = in_->Add(DType::kF64, {rows, 2});
@@ -57,9 +67,13 @@ absl::Status Sampler::DeviceVisit::Plan(Device& device, int64_t rows, int64_t vo
     drawn_ = out_->Add(DType::kI32, {rows});
   }
   if (visit_.draw && visit_.again) largest_ = in_->Add(DType::kF32, {rows});
-  // The last shard may be narrower than the widest.
-  if (visit_.candidates > 0) scored_ = PlanSummary(rows, std::min(visit_.candidates, vocabulary));
-  if (Raw()) raw_ = PlanSummary(rows, std::min(visit_.raw_candidates, vocabulary));
+  if (visit_.candidates > 0) scored_ = PlanSummary(rows, count);
+  if (visit_.choose) {
+    scored_raw_ = out_->Add(DType::kF32, {rows, count});
+    drawn_raw_ = out_->Add(DType::kF32, {rows});
+  }
+  if (Raw()) raw_ = PlanSummary(rows, raw_count);
+  if (visit_.choose) answers_end_ = out_->Add(DType::kU8, {1});
   penalty_count_ = in_->Add(DType::kI32, {1});
   in_end_ = in_->Add(DType::kU8, {1});
   if (places_room_ > 0) {
@@ -68,6 +82,18 @@ absl::Status Sampler::DeviceVisit::Plan(Device& device, int64_t rows, int64_t vo
     before_ = out_->Add(DType::kF32, {places_room_});
   }
   return absl::OkStatus();
+}
+
+void Sampler::DeviceVisit::PlanChoice(int64_t rows, int64_t raw_count) {
+  shards_ = in_->Add(DType::kI32, {tp_->size(), 2});
+  choices_ = in_->Add(DType::kI32, {rows});
+  filters_ = in_->Add(DType::kF64, {rows, kTokenFilters});
+  logprobs_wanted_ = in_->Add(DType::kI32, {rows});
+  chosen_.tokens = out_->Add(DType::kI32, {rows});
+  chosen_.logprobs = out_->Add(DType::kF32, {rows});
+  chosen_.top_tokens = out_->Add(DType::kI32, {rows, raw_count});
+  chosen_.top_logprobs = out_->Add(DType::kF32, {rows, raw_count});
+  answers_begin_ = out_->Add(DType::kU8, {1});
 }
 
 Sampler::DeviceVisit::Summary Sampler::DeviceVisit::PlanSummary(int64_t rows, int64_t count) {
@@ -94,12 +120,26 @@ void Sampler::DeviceVisit::WriteInputs(std::span<const RowState> rows) {
         in_->host<double>(scored_.inverse_temperature)[r] = row.inverse_temperature();
       in_->host<int32_t>(scored_.counts)[r] = ClampTo(scored_.count, row.asked);
     }
-    if (!visit_.draw || row.filtered() || (visit_.again && !row.redraw)) continue;
+    if (!visit_.draw || (visit_.again && !row.redraw)) continue;
     in_->host<int64_t>(seeds_)[2 * r] = static_cast<int64_t>(params.seed);
     in_->host<int64_t>(seeds_)[2 * r + 1] = static_cast<int64_t>(row.position());
+    if (row.filtered()) continue;
     in_->host<double>(limits_)[2 * r] = row.inverse_temperature();
     in_->host<double>(limits_)[2 * r + 1] = row.MinPMargin();
     if (visit_.again) in_->host<float>(largest_)[r] = static_cast<float>(row.terms.max);
+  }
+}
+
+void Sampler::DeviceVisit::WriteChoices(std::span<const RowState> rows) {
+  for (int shard = 0; shard < tp_->size(); ++shard) {
+    const Range ids = PieceOf(vocab_size_, tp_->size(), shard);
+    in_->host<int32_t>(shards_)[2 * shard] = static_cast<int32_t>(ids.begin);
+    in_->host<int32_t>(shards_)[2 * shard + 1] = static_cast<int32_t>(ids.size());
+  }
+  for (size_t r = 0; r < rows.size(); ++r) {
+    in_->host<int32_t>(choices_)[r] = static_cast<int32_t>(rows[r].choice());
+    in_->host<TokenFilters>(filters_)[r] = rows[r].filters();
+    in_->host<int32_t>(logprobs_wanted_)[r] = rows[r].params().logprobs;
   }
 }
 
@@ -127,6 +167,31 @@ void Sampler::DeviceVisit::Enqueue(Stream& stream, TensorView logits, int64_t fi
     DrawTokens(stream, logits, seeds_, limits_, visit_.again ? largest_ : scored_.largest, first_id,
                keys_, drawn_scores_, drawn_);
   }
+  if (visit_.choose) EnqueueChoice(stream);
+}
+
+void Sampler::DeviceVisit::EnqueueChoice(Stream& stream) {
+  ShardAnswers answers{scored_.largest, scored_.sum, scored_.scores, scored_.columns, keys_,
+                       drawn_scores_,   drawn_,      raw_.largest,   raw_.sum,        raw_.scores,
+                       raw_.columns,    scored_raw_, drawn_raw_};
+  RestoreLogits(stream, penalty_count_, places_, before_, answers);
+  const char* begin = answers_begin_.as<char>();
+  const int64_t bytes = answers_end_.as<char>() - begin;
+  if (tp_->size() > 1) {
+    char* all = gathered_.as<char>();
+    CHECK_LE(tp_->size() * bytes, gathered_.bytes());
+    tp_->AllGather(stream, ConstTensorView(begin, DType::kU8, {bytes}),
+                   TensorView(all, DType::kU8, {tp_->size() * bytes}));
+    for (ConstTensorView* view :
+         {&answers.largest, &answers.sum, &answers.scores, &answers.columns, &answers.keys,
+          &answers.drawn_scores, &answers.drawn, &answers.raw_largest, &answers.raw_sum,
+          &answers.raw_scores, &answers.raw_columns})
+      view->data = all + (view->as<char>() - begin);
+    for (TensorView* view : {&answers.raw, &answers.drawn_raw})
+      view->data = all + (view->as<char>() - begin);
+  }
+  ChooseTokens(stream, answers, bytes,
+               {shards_, choices_, filters_, seeds_, scored_.counts, logprobs_wanted_}, chosen_);
 }
 
 void Sampler::DeviceVisit::Summarize(Stream& stream, TensorView logits, const Summary& s) {
@@ -134,11 +199,34 @@ void Sampler::DeviceVisit::Summarize(Stream& stream, TensorView logits, const Su
                   s.columns);
 }
 
-absl::Status Sampler::DeviceVisit::Wait(Stream& stream) {
-  size_t bytes = out_->used();
-  if (penalties_ == 0 && fixed_)
-    bytes = logprobs_ ? out_->BytesUpTo(before_, 0) : out_->BytesUpTo(raw_.largest, 0);
-  out_->ToHost(stream, bytes);
+absl::Status Sampler::DeviceVisit::WaitForChosen(Stream& stream) {
+  out_->ToHost(stream, out_->BytesUpTo(logprobs_ ? answers_begin_ : chosen_.top_tokens, 0));
+  return stream.Synchronize();
+}
+
+bool Sampler::DeviceVisit::TakeChosen(std::span<const RowState> rows,
+                                      std::vector<SampledToken>* sampled) {
+  const int32_t* tokens = out_->host<int32_t>(chosen_.tokens);
+  if (std::any_of(tokens, tokens + rows.size(), [](int32_t token) { return token < 0; }))
+    return false;
+  const int64_t room = chosen_.top_tokens.dim(1);
+  for (size_t r = 0; r < rows.size(); ++r) {
+    SampledToken token;
+    token.token = tokens[r];
+    const int32_t wanted = rows[r].params().logprobs;
+    if (wanted >= 0) token.logprob = out_->host<float>(chosen_.logprobs)[r];
+    const int32_t* top = out_->host<int32_t>(chosen_.top_tokens) + r * room;
+    const float* logprobs = out_->host<float>(chosen_.top_logprobs) + r * room;
+    for (int64_t i = 0; i < std::min<int64_t>(wanted, room) && top[i] >= 0; ++i)
+      token.top.emplace_back(top[i], logprobs[i]);
+    sampled->push_back(std::move(token));
+  }
+  return true;
+}
+
+absl::Status Sampler::DeviceVisit::WaitForAnswers(Stream& stream) {
+  out_->ToHost(stream,
+               penalties_ == 0 && visit_.choose ? out_->BytesUpTo(before_, 0) : out_->used());
   return stream.Synchronize();
 }
 

@@ -162,7 +162,8 @@ absl::Status Worker::CreateBuffers() {
                                                  {o.max_num_batched_tokens, config_.hidden_size}));
   }
   if (groups_.last_stage()) {
-    sampler_.emplace(&groups_.tp_of_host(), decoder_->vocabulary(), config_.vocab_size);
+    sampler_.emplace(groups_.tp.get(), &groups_.tp_of_host(), decoder_->vocabulary(),
+                     config_.vocab_size);
     ASSIGN_OR_RETURN(logits_, Tensor::Create(*device_, DType::kF32,
                                              {o.max_logit_rows, decoder_->vocabulary().size()}));
   }

@@ -95,6 +95,8 @@ constexpr OpTable kOps = {
     .penalize_logits = PenalizeLogits,
     .summarize_logits = SummarizeLogits,
     .draw_tokens = DrawTokens,
+    .restore_logits = RestoreLogits,
+    .choose_tokens = ChooseTokens,
     .pack_linear = PackLinearFrom,
     .mol = &kMolOps,
 };

@@ -62,6 +62,10 @@ void SummarizeLogits(Stream&, ConstTensorView logits, ConstTensorView inverse_te
 void DrawTokens(Stream&, ConstTensorView logits, ConstTensorView seeds, ConstTensorView limits,
                 ConstTensorView largest, int64_t first_id, TensorView keys, TensorView scores,
                 TensorView columns);
+void RestoreLogits(Stream&, ConstTensorView count, ConstTensorView places, ConstTensorView before,
+                   const ShardAnswers& answers);
+void ChooseTokens(Stream&, const ShardAnswers& first, int64_t shard_bytes, const ChoiceOfRows& rows,
+                  const ChosenTokens& chosen);
 absl::StatusOr<std::unique_ptr<LinearWeight>> PackLinearFrom(Stream&, int64_t n, int64_t k,
                                                              DType dtype, const RowSource& source,
                                                              LinearUse use,

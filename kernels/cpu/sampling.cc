@@ -60,6 +60,7 @@ void Best(const float* x, int64_t n, float largest, int64_t count, int64_t room,
       }
     }
   }
+  std::sort_heap(heap.begin(), heap.end(), Before);
   for (int64_t i = 0; i < room; ++i) {
     const bool have = i < static_cast<int64_t>(heap.size());
     scores[i] = have ? heap[i].score : kLowest;

@@ -37,6 +37,8 @@ const OpTable kOps = {
     .penalize_logits = PenalizeLogits,
     .summarize_logits = SummarizeLogits,
     .draw_tokens = DrawTokens,
+    .restore_logits = RestoreLogits,
+    .choose_tokens = ChooseTokens,
     .pack_linear = PackLinearFrom,
     .mol = &kMolOps,
 };

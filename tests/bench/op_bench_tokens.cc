@@ -2,6 +2,7 @@
 #include <limits>
 
 #include "kernels/sampling.h"
+#include "kernels/token_choice.h"
 #include "tests/bench/op_bench.h"
 
 namespace trireme {
@@ -117,6 +118,69 @@ void DrawTokensBench(benchmark::State& state) {
   Report(state, DrawTokensCost(rows, kVocabulary), DType::kF32);
 }
 
+// Top-k and top-p of 64 candidates from each of `shards`: what lies ready in a captured step.
+void ChooseTokensBench(benchmark::State& state, int64_t shards) {
+  constexpr int64_t kCandidates = 64, kTop = 32;
+  const int64_t rows = state.range(0);
+  std::vector<float> scores, zeros(rows * kTop), largest(rows, 8.0f);
+  std::vector<int32_t> columns, choices(rows, static_cast<int32_t>(Choice::kFiltered)), ranges;
+  std::vector<int32_t> counts(rows, kCandidates), logprobs(rows, -1), none(rows * kTop, -1);
+  std::vector<double> filters, sums(rows, 20.0);
+  std::vector<int64_t> of_rows;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int32_t i = 0; i < kCandidates; ++i) {
+      scores.push_back(8.0f - static_cast<float>(i) / 8);
+      columns.push_back((i * 37 + static_cast<int32_t>(r)) % 1000);
+    }
+    filters.insert(filters.end(), {1.25, 50, 0.95, 0, -std::numeric_limits<double>::infinity()});
+    of_rows.insert(of_rows.end(), {r, 100 + r});
+  }
+  for (int32_t s = 0; s < shards; ++s) ranges.insert(ranges.end(), {16000 * s, 16000});
+  // Every shard has the same answers, each kind in its part of the shard's memory.
+  const int64_t list = 4 * rows * kCandidates, top = 4 * rows * kTop, each = 8 * rows;
+  const int64_t bytes = 3 * list + 2 * top + 8 * each;
+  const Tensor memory = Ok(Tensor::Create(*bench->device, DType::kU8, {shards * bytes}));
+  ShardAnswers first;
+  for (int64_t s = shards; s-- > 0;) {
+    char* at = memory.view().as<char>() + s * bytes;
+    const auto add = [&](DType dtype, Shape shape, const void* values, int64_t room) {
+      const TensorView view(at, dtype, shape);
+      bench->stream->Copy(at, values, view.bytes());
+      at += room;
+      return view;
+    };
+    first.sum = add(DType::kF64, {rows}, sums.data(), each);
+    first.keys = add(DType::kF64, {rows}, sums.data(), each);
+    first.raw_sum = add(DType::kF64, {rows}, sums.data(), each);
+    first.largest = add(DType::kF32, {rows}, largest.data(), each);
+    first.drawn_scores = add(DType::kF32, {rows}, largest.data(), each);
+    first.raw_largest = add(DType::kF32, {rows}, largest.data(), each);
+    first.drawn_raw = add(DType::kF32, {rows}, largest.data(), each);
+    first.drawn = add(DType::kI32, {rows}, none.data(), each);
+    first.scores = add(DType::kF32, {rows, kCandidates}, scores.data(), list);
+    first.raw = add(DType::kF32, {rows, kCandidates}, scores.data(), list);
+    first.columns = add(DType::kI32, {rows, kCandidates}, columns.data(), list);
+    first.raw_scores = add(DType::kF32, {rows, kTop}, zeros.data(), top);
+    first.raw_columns = add(DType::kI32, {rows, kTop}, none.data(), top);
+  }
+  const Tensor ranges_there = Upload(DType::kI32, {shards, 2}, ranges.data()),
+               choices_there = Integers(choices), counts_there = Integers(counts),
+               logprobs_there = Integers(logprobs),
+               filters_there = Upload(DType::kF64, {rows, kTokenFilters}, filters.data()),
+               seeds = Upload(DType::kI64, {rows, 2}, of_rows.data());
+  const Tensor tokens = Ok(Tensor::Create(*bench->device, DType::kI32, {rows})),
+               logprob = Ok(Tensor::Create(*bench->device, DType::kF32, {rows})),
+               top_tokens = Ok(Tensor::Create(*bench->device, DType::kI32, {rows, kTop})),
+               top_logprobs = Ok(Tensor::Create(*bench->device, DType::kF32, {rows, kTop}));
+  Measure(state, [&] {
+    ChooseTokens(*bench->stream, first, bytes,
+                 {ranges_there.view(), choices_there.view(), filters_there.view(), seeds.view(),
+                  counts_there.view(), logprobs_there.view()},
+                 {tokens.view(), logprob.view(), top_tokens.view(), top_logprobs.view()});
+  });
+  Report(state, ChooseTokensCost(rows, shards, kCandidates), DType::kF32);
+}
+
 }  // namespace
 
 void RegisterTokenOps() {
@@ -143,6 +207,13 @@ void RegisterTokenOps() {
       ->Arg(64)
       ->UseRealTime();
   benchmark::RegisterBenchmark("draw_tokens", DrawTokensBench)->Arg(1)->Arg(64)->UseRealTime();
+  for (const int64_t shards : {1, 8}) {
+    const std::string name = "choose_tokens/shards" + std::to_string(shards);
+    benchmark::RegisterBenchmark(name.c_str(), ChooseTokensBench, shards)
+        ->Arg(1)
+        ->Arg(256)
+        ->UseRealTime();
+  }
 }
 
 }  // namespace trireme

@@ -59,4 +59,31 @@ Draw DrawToken(const Doubles& row, uint64_t seed, uint64_t position, double inve
   return draw;
 }
 
+int32_t ChooseToken(const Doubles& row, const TokenAsked& asked) {
+  const LogitSummary all = SummarizeLogits(row, 0.0, static_cast<int64_t>(row.size()));
+  std::vector<int32_t> left = all.columns;
+  if (asked.greedy) return left[0];
+  const auto mass = [&](int32_t id) {
+    return std::exp((row[id] - all.largest) * asked.inverse_temperature);
+  };
+  if (asked.top_k > 0) left.resize(std::min<size_t>(left.size(), asked.top_k));
+  double total = 0, cumulative = 0;
+  for (const int32_t id : left) total += mass(id);
+  if (asked.top_p < 1.0) {
+    size_t nucleus = 0;
+    while (nucleus < left.size() && cumulative < asked.top_p * total)
+      cumulative += mass(left[nucleus++]);
+    left.resize(nucleus);
+  }
+  while (left.size() > 1 && mass(left.back()) < asked.min_p) left.pop_back();
+  int32_t best = -1;
+  double best_key = -kInf;
+  for (const int32_t id : left) {
+    const double key = row[id] * asked.inverse_temperature +
+                       GumbelNoise(asked.seed, asked.position, static_cast<uint32_t>(id));
+    if (key > best_key || (key == best_key && id < best)) best = id, best_key = key;
+  }
+  return best;
+}
+
 }  // namespace trireme::reference

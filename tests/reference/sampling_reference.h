@@ -35,4 +35,16 @@ struct Draw {
 Draw DrawToken(const Doubles& row, uint64_t seed, uint64_t position, double inverse_temperature,
                double threshold, int64_t first_id);
 
+// What is asked of a row, filters as in kernels/token_choice.h.
+struct TokenAsked {
+  bool greedy = false;
+  double inverse_temperature = 1.0;
+  int64_t top_k = 0;
+  double top_p = 1.0, min_p = 0.0;
+  uint64_t seed = 0, position = 0;
+};
+// The token, by the definition: the whole vocabulary sorted, top-k, top-p and min-p in turn, then
+// the largest noisy logit of what is left. `row` has no NaN.
+int32_t ChooseToken(const Doubles& row, const TokenAsked& asked);
+
 }  // namespace trireme::reference

@@ -13,6 +13,7 @@
 #include "kernels/philox.h"
 #include "parallel/process_groups.h"
 #include "tests/parallel/world.h"
+#include "tests/reference/sampling_reference.h"
 #include "tests/testing.h"
 
 namespace trireme {
@@ -25,8 +26,7 @@ std::vector<float> MakeLogits(int64_t vocabulary, uint64_t seed, double scale) {
   return out;
 }
 
-// The definition, naively: all tokens sorted, filters in order, the best of score / temperature +
-// noise.
+// The definition, naively: penalties, then what the reference makes of it.
 TokenId Naive(std::vector<float> x, const SamplingParams& p, const std::vector<TokenId>& tokens,
               int64_t prompt_tokens) {
   for (int32_t id = 0; id < static_cast<int32_t>(x.size()); ++id) {
@@ -35,30 +35,13 @@ TokenId Naive(std::vector<float> x, const SamplingParams& p, const std::vector<T
     const auto count = std::count(tokens.begin() + prompt_tokens, tokens.end(), id);
     if (count > 0) x[id] -= p.presence_penalty + p.frequency_penalty * static_cast<float>(count);
   }
-  std::vector<int32_t> ids(x.size());
-  std::iota(ids.begin(), ids.end(), 0);
-  std::stable_sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) { return x[a] > x[b]; });
-  if (p.temperature == 0.0f) return ids[0];
-  const auto mass = [&](int32_t id) {
-    return std::exp((static_cast<double>(x[id]) - x[ids[0]]) / p.temperature);
-  };
-  if (p.top_k > 0) ids.resize(std::min<size_t>(ids.size(), p.top_k));
-  double total = 0, cumulative = 0;
-  for (const int32_t id : ids) total += mass(id);
-  if (p.top_p < 1.0f) {
-    size_t keep = 0;
-    while (keep < ids.size() && cumulative < p.top_p * total) cumulative += mass(ids[keep++]);
-    ids.resize(keep);
-  }
-  while (ids.size() > 1 && mass(ids.back()) < p.min_p) ids.pop_back();
-  TokenId best = -1;
-  double best_key = -1e300;
-  for (const int32_t id : ids) {
-    const double key =
-        static_cast<double>(x[id]) * (1.0 / p.temperature) + GumbelNoise(p.seed, tokens.size(), id);
-    if (key > best_key || (key == best_key && id < best)) best = id, best_key = key;
-  }
-  return best;
+  return reference::ChooseToken({x.begin(), x.end()}, {.greedy = p.temperature == 0.0f,
+                                                       .inverse_temperature = 1.0 / p.temperature,
+                                                       .top_k = p.top_k,
+                                                       .top_p = p.top_p,
+                                                       .min_p = p.min_p,
+                                                       .seed = p.seed,
+                                                       .position = tokens.size()});
 }
 
 class SamplerTest : public ::testing::Test {
@@ -72,12 +55,27 @@ class SamplerTest : public ::testing::Test {
     std::vector<float> shard;
     for (const auto& row : logits)
       shard.insert(shard.end(), row.begin() + mine.begin, row.begin() + mine.end);
-    Sampler sampler(groups_.tp.get(), mine, static_cast<int64_t>(logits[0].size()));
+    // Where there is room for it the device chooses, else the host: the same.
+    std::vector<float> again = shard;  // penalties change them
+    std::vector<SampledToken> by_host = SampleShard(shard, mine, logits[0].size(), rows, false);
+    const std::vector<SampledToken> chosen = SampleShard(again, mine, logits[0].size(), rows, true);
+    EXPECT_EQ(chosen.size(), by_host.size());
+    for (size_t r = 0; r < std::min(chosen.size(), by_host.size()); ++r) {
+      EXPECT_EQ(chosen[r].token, by_host[r].token) << "row " << r;
+      EXPECT_EQ(chosen[r].logprob, by_host[r].logprob) << "row " << r;
+      EXPECT_EQ(chosen[r].top, by_host[r].top) << "row " << r;
+    }
+    return by_host;
+  }
+  std::vector<SampledToken> SampleShard(std::vector<float>& shard, Range mine, size_t vocabulary,
+                                        const std::vector<SampleRow>& rows, bool reserve) {
+    const auto count = static_cast<int64_t>(rows.size());
+    Sampler sampler(groups_.tp.get(), groups_.tp.get(), mine, static_cast<int64_t>(vocabulary));
+    if (reserve) EXPECT_TRUE(sampler.Reserve(device_.device(), count, 16).ok());
     std::vector<SampledToken> sampled;
-    const absl::Status status = sampler.Sample(
-        device_.stream(),
-        TensorView(shard.data(), DType::kF32, {static_cast<int64_t>(rows.size()), mine.size()}),
-        rows, &sampled);
+    const absl::Status status =
+        sampler.Sample(device_.stream(),
+                       TensorView(shard.data(), DType::kF32, {count, mine.size()}), rows, &sampled);
     EXPECT_TRUE(status.ok()) << status;
     return sampled;
   }
@@ -182,10 +180,11 @@ TEST_F(SamplerTest, PreparedRowsGetWhatSampleGivesThem) {
   top_p.top_p = 0.8f;
   logprobs.logprobs = 2;
   const Range mine = PieceOf(kVocabulary, World().size(), World().rank());
-  Sampler prepared(groups_.tp.get(), mine, kVocabulary), whole(groups_.tp.get(), mine, kVocabulary);
+  Communicator* tp = groups_.tp.get();
+  Sampler prepared(tp, tp, mine, kVocabulary), whole(tp, tp, mine, kVocabulary);
   ASSERT_TRUE(prepared.Reserve(device_.device(), kPadded, 16).ok());
   const int64_t reserved = prepared.device_bytes();
-  EXPECT_LE(reserved, Sampler::ReservedBytes(kPadded));
+  EXPECT_LE(reserved, Sampler::ReservedBytes(kPadded, World().size()));
   const void* place = nullptr;
   uint64_t seed = 0;
   for (const std::vector<const SamplingParams*>& kinds :
@@ -216,7 +215,7 @@ TEST_F(SamplerTest, PreparedRowsGetWhatSampleGivesThem) {
     const int64_t padded = long_row ? 1 : kPadded;
     std::vector<float> logits;
     for (int64_t r = 0; r < kPadded; ++r) {
-      const std::vector<float> row = MakeLogits(kVocabulary, 100 * seed + r, 3.0);
+      const std::vector<float> row = MakeLogits(kVocabulary, 100 * seed + r, 12.0);
       logits.insert(logits.end(), row.begin() + mine.begin, row.begin() + mine.end);
     }
     std::vector<float> again = logits;  // penalties change them
@@ -226,11 +225,16 @@ TEST_F(SamplerTest, PreparedRowsGetWhatSampleGivesThem) {
     const auto count = static_cast<int64_t>(rows.size());
     Stream& stream = device_.stream();
     std::vector<SampledToken> got, expected;
+    const int64_t host_choices = prepared.host_choices();
     prepared.Prepare(stream, rows, padded);
     if (place == nullptr) place = prepared.answers().data;
     EXPECT_EQ(prepared.answers().data, place);
     prepared.Enqueue(stream, rows_of(logits, padded));
     ASSERT_TRUE(prepared.Finish(stream, rows_of(logits, count), &got).ok());
+    const bool wide = std::any_of(kinds.begin(), kinds.end(), [&](const SamplingParams* kind) {
+      return kind == &wide_k || kind == &wide_logprobs;
+    });
+    EXPECT_EQ(prepared.host_choices() - host_choices, wide || long_row ? 1 : 0) << seed;
     ASSERT_TRUE(whole.Sample(stream, rows_of(again, count), rows, &expected).ok());
     ASSERT_EQ(got.size(), expected.size());
     for (size_t r = 0; r < got.size(); ++r) {
