@@ -140,7 +140,6 @@ void PagedAttention(Stream& stream, ConstTensorView q, const PagedKv& kv, ConstT
         .kv_heads = static_cast<int>(kv_heads),
         .head_dim = static_cast<int>(d),
         .page_size = static_cast<int>(kv.k.dim(1)),
-        .split_keys = static_cast<int>(choice.split_keys),
         .decode_q_len = static_cast<int>(choice.decode ? choice.decode_q_len : 0),
         .page_reciprocal = ((uint64_t{1} << 32) + page_size - 1) / page_size};
     if (choice.plain) return LaunchAttentionRows(NativeHandle(stream), arguments, q.dim(0));

@@ -26,7 +26,6 @@ struct AttentionChoice {
   bool decode = false;   // split keys: sequences of at most decode_q_len queries
   bool prefill = false;  // 128 packed rows a block: all others
   int64_t decode_q_len = 0;
-  int64_t split_keys = 0;
   int64_t max_splits = 0;
 };
 
@@ -34,8 +33,24 @@ struct AttentionChoice {
 // queries or many heads, stand beside each other and find its keys in the second-level cache.
 // Beyond a prefill block's rows there is nothing to gain.
 inline constexpr int64_t kDecodeTileRows = 16, kDecodeRows = 128;
-// 256 keys of D = 128 are 128 KiB, long against a block's start; their merge costs G / 64 of that.
-inline constexpr int64_t kSplitKeys = 256, kMaxSplits = 64;
+
+// Keys are cut into splits at places that hang on nothing but their positions: kFirstSplits of
+// kSplitKeys keys, then half as many for each doubling of the length. 256 keys of D = 128 are 128
+// KiB, long against a block's start; their merge costs G / 64 of that. So a short sequence fills
+// the chip, and one of 131,072 keys has 96 splits to merge and to keep room for.
+inline constexpr int64_t kSplitKeys = 256, kFirstSplits = 32;
+constexpr int64_t SplitOf(int64_t key) {
+  const int64_t unit = key / kSplitKeys;
+  int64_t doublings = 0;
+  while (unit >> doublings >= kFirstSplits) ++doublings;
+  return doublings * (kFirstSplits / 2) + (unit >> doublings);
+}
+// Its first key.
+constexpr int64_t SplitBegin(int64_t split) {
+  if (split < kFirstSplits) return split * kSplitKeys;
+  constexpr int64_t kHalf = kFirstSplits / 2;
+  return (kHalf + split % kHalf) * kSplitKeys << (split / kHalf - 1);
+}
 
 constexpr bool HasTiledAttention(DType dtype, int64_t head_dim) {
   const bool tensor_type = dtype == DType::kBF16 || dtype == DType::kF16;
@@ -43,18 +58,14 @@ constexpr bool HasTiledAttention(DType dtype, int64_t head_dim) {
          (head_dim == 64 || head_dim == 80 || head_dim == 96 || head_dim == 128 || head_dim == 256);
 }
 
-// Between decode and prefill the choice changes no bit of a row (attention_tile.cuh). split_keys
-// hangs on the capacity alone, which is the server's for all batches.
+// Between decode and prefill the choice changes no bit of a row (attention_tile.cuh).
 constexpr AttentionChoice SelectAttention(const AttentionDesc& d) {
   AttentionChoice choice;
   if (!HasTiledAttention(d.dtype, d.head_dim) || !d.aligned) {
     choice.plain = true;
     return choice;
   }
-  choice.split_keys = kSplitKeys;
-  while (choice.split_keys * kMaxSplits < d.max_kv_len) choice.split_keys *= 2;
-  choice.max_splits =
-      std::max<int64_t>(1, (d.max_kv_len + choice.split_keys - 1) / choice.split_keys);
+  choice.max_splits = SplitOf(std::max<int64_t>(1, d.max_kv_len) - 1) + 1;
   choice.decode_q_len = std::min(d.decode_q_len, kDecodeRows / d.heads_per_group);
   choice.decode = choice.decode_q_len > 0 && d.min_q_len <= choice.decode_q_len;
   choice.prefill = d.max_q_len == 0 || d.max_q_len > choice.decode_q_len;

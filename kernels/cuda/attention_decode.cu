@@ -39,7 +39,8 @@ template <typename T>
 __device__ inline SplitRange SplitsOf(const AttentionArguments<T>& a, int s) {
   const int q_len = a.cu_q_lens[s + 1] - a.cu_q_lens[s], kv_len = a.kv_lens[s];
   if (q_len < 1 || q_len > a.decode_q_len) return {};
-  return {FirstKey(a, kv_len - q_len) / a.split_keys, (kv_len - 1) / a.split_keys + 1};
+  return {static_cast<int>(SplitOf(FirstKey(a, kv_len - q_len))),
+          static_cast<int>(SplitOf(kv_len - 1)) + 1};
 }
 
 // first_item[s] = splits of the sequences before s, for all s. One warp.
@@ -82,9 +83,8 @@ class SplitWork {
   // Attention over one split's keys.
   __device__ void Run(int split) {
     const int first = FirstKey(a_, g_.position(0));
-    const int split_begin = split * a_.split_keys;
-    const int begin = max(split_begin, first / kKeys * kKeys);
-    const int end = min(split_begin + a_.split_keys, g_.kv_len);
+    const int begin = max(static_cast<int>(SplitBegin(split)), first / kKeys * kKeys);
+    const int end = min(static_cast<int>(SplitBegin(split + 1)), g_.kv_len);
     LoadKv<kThreads>(a_, g_, begin, first, end, s_.tiles[0]);
     for (int key0 = begin, stage = 0; key0 < end; key0 += kKeys, stage ^= 1) {
       gpu::CpAsyncWait<0>();
@@ -167,7 +167,8 @@ __device__ inline T* OutRow(const AttentionArguments<T>& a, const RowGroup& g, i
          (g.kv_head * g.heads + row % g.heads) * D;
 }
 
-// Folds the splits of rows [row0, row0 + 16) of the group, first to last, and writes the rows.
+// Folds the splits of rows [row0, row0 + 16) of the group, first to last, and writes the rows. What
+// a few splits hold is loaded at once: one at a time they would be so many waits for memory.
 template <typename T, int D>
 __device__ void FoldSplits(const AttentionArguments<T>& a, const RowGroup& g, const Partials& p,
                            const float* partials, int splits, int row0) {
@@ -176,13 +177,24 @@ __device__ void FoldSplits(const AttentionArguments<T>& a, const RowGroup& g, co
     const int row = row0 + i / D, column = i % D;
     const float *tops = partials + p.rows * D, *sums = tops + p.rows;
     float top = tops[row], sum = sums[row], value = partials[row * D + column];
-    for (int split = 1; split < splits; ++split) {
-      const float* next = partials + split * p.partial_floats;
-      const SplitFold fold =
-          FoldSplit(top, sum, next[p.rows * D + row], next[p.rows * (D + 1) + row], a.scale);
-      value = Folded(fold, value, next[row * D + column]);
-      top = fold.top;
-      sum = fold.sum;
+    constexpr int kAhead = 8;
+    for (int split = 1; split < splits; split += kAhead) {
+      float next_tops[kAhead], next_sums[kAhead], next_values[kAhead];
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        const float* next = partials + min(split + u, splits - 1) * p.partial_floats;
+        next_tops[u] = next[p.rows * D + row];
+        next_sums[u] = next[p.rows * (D + 1) + row];
+        next_values[u] = next[row * D + column];
+      }
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        if (split + u >= splits) break;
+        const SplitFold fold = FoldSplit(top, sum, next_tops[u], next_sums[u], a.scale);
+        value = Folded(fold, value, next_values[u]);
+        top = fold.top;
+        sum = fold.sum;
+      }
     }
     OutRow<T, D>(a, g, row)[column] = Rounded<T>(value / sum);
   }

@@ -1,7 +1,7 @@
 // Attention of many queries: a block takes 128 packed rows of a sequence (64 where head_dim is
 // 256), sixteen a warp, and walks over the keys that they see in tiles of shared memory
-// (FlashAttention-2, Dao 2023). The state of a split is folded into the rows' results at each
-// multiple of split_keys, as the decode kernel's last block does.
+// (FlashAttention-2, Dao 2023). The state of a split is folded into the rows' results at its end,
+// as the decode kernel's last block does.
 #include "kernels/cuda/attention_launch.h"
 #include "kernels/cuda/attention_tile.cuh"
 
@@ -141,13 +141,16 @@ __global__ void __launch_bounds__(PrefillShape<T, D>::kThreads)
   const int warp_row0 = row0 + static_cast<int>(threadIdx.x) / 32 * 16;
   WarpRows<T, D> rows(a, g, warp_row0, *s);
   LoadKv<Shape::kThreads>(a, g, begin, first, end, s->tiles[0]);
+  int split = static_cast<int>(SplitOf(begin));
   for (int key0 = begin, stage = 0; key0 < end; key0 += kKeys, stage ^= 1) {
     gpu::CpAsyncWait<0>();
     __syncthreads();  // the tile is here, and all are done with the one before
     const int next = key0 + kKeys;
     if (next < end) LoadKv<Shape::kThreads>(a, g, next, first, end, s->tiles[stage ^ 1]);
     rows.Add(s->tiles[stage], key0);
-    if (next % a.split_keys == 0 || next >= end) rows.Fold();
+    if (next < SplitBegin(split + 1) && next < end) continue;
+    rows.Fold();
+    ++split;
   }
   rows.Write(g, warp_row0);
 }

@@ -6,7 +6,7 @@
 // is head r % G of token r / G (G heads a group) and a key is read once for all of them.
 //
 // The order of every sum hangs on the absolute positions of the keys alone: tiles of kKeys keys are
-// folded into the state of their split (split_keys keys, a multiple of kKeys), splits into the
+// folded into the state of their split (SplitOf: a multiple of kKeys), splits into the
 // row's result, both from the first to the last. A key that a row does not see adds exactly
 // nothing. So a row has the same bits in every kernel, batch and chunk.
 #pragma once
@@ -26,7 +26,6 @@ struct AttentionArguments {
   int64_t q_stride, out_stride, table_stride;
   float scale;  // of the scores; times log2(e) in the tiled kernels
   int sliding_window, sequences, q_heads, kv_heads, head_dim, page_size;
-  int split_keys;    // tiled kernels: keys of a split
   int decode_q_len;  // sequences of at most so many queries are the decode kernel's
   // ceil(2^32 / page_size): a key times this, shifted down, is key / page_size where key *
   // page_size is below 2^32, for a fraction of what a division by an unknown number costs.

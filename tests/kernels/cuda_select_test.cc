@@ -84,15 +84,30 @@ TEST(SelectAttentionTest, NoKernelRunsForNothing) {
   EXPECT_FALSE(Select(1, 1, 1, 129).decode) << "a group wider than a prefill block";
 }
 
-TEST(SelectAttentionTest, SplitsHangOnTheCapacityAloneAndAreFew) {
-  EXPECT_EQ(Select(1, 1).split_keys, kSplitKeys);
-  EXPECT_EQ(Select(1, 1).split_keys, Select(50, 1000).split_keys);
-  for (int64_t capacity : {1, 255, 256, 257, 16384, 16385, 131072, 1 << 20}) {
-    const AttentionChoice choice = SelectAttention({.max_kv_len = capacity});
-    EXPECT_LE(choice.max_splits, kMaxSplits);
-    EXPECT_GE(choice.max_splits * choice.split_keys, capacity);
-    EXPECT_EQ(choice.split_keys % 64, 0) << "tiles of keys do not cross splits";
+TEST(SelectAttentionTest, SplitsCoverAllKeysInOrder) {
+  for (int64_t split = 0; split < 200; ++split) {
+    const int64_t begin = SplitBegin(split), end = SplitBegin(split + 1);
+    ASSERT_LT(begin, end);
+    EXPECT_EQ(SplitOf(begin), split);
+    EXPECT_EQ(SplitOf(end - 1), split);
+    EXPECT_EQ(begin % 64, 0) << "tiles of keys do not cross splits";
+    EXPECT_TRUE(end - begin == kSplitKeys || (end - begin) * 16 <= begin) << split;
   }
+}
+
+// Each takes (D + 2) * 4 bytes of workspace for each row of a group.
+TEST(SelectAttentionTest, SplitsAreFew) {
+  const auto splits = [](int64_t capacity) {
+    return SelectAttention({.max_kv_len = capacity}).max_splits;
+  };
+  EXPECT_EQ(splits(0), 1);
+  EXPECT_EQ(splits(1), 1);
+  EXPECT_EQ(splits(256), 1);
+  EXPECT_EQ(splits(257), 2);
+  EXPECT_EQ(splits(8192), 32);
+  EXPECT_EQ(splits(8193), 33);
+  EXPECT_EQ(splits(131072), 96);
+  EXPECT_EQ(splits(1 << 20), 144);
 }
 
 TEST(SelectAttentionTest, WhatTensorCoresDoNotTakeIsPlain) {
