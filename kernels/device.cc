@@ -1,7 +1,9 @@
 #include "kernels/device.h"
 
 #include <algorithm>
+#include <cstdlib>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "kernels/status.h"
 
@@ -11,6 +13,15 @@ namespace {
 constexpr size_t kAlignment = 256;
 
 }  // namespace
+
+absl::StatusOr<Buffer> Device::AllocateHost(size_t bytes) {
+  void* const data = std::calloc(std::max<size_t>(bytes, 1), 1);
+  if (data == nullptr) {
+    return absl::ResourceExhaustedError(absl::StrCat(spec_.name, ": the host has no memory for ",
+                                                     bytes, " bytes: lower --max-num-seqs"));
+  }
+  return Buffer(data, bytes, [](void* memory, size_t) { std::free(memory); });
+}
 
 absl::StatusOr<std::unique_ptr<Graph>> Stream::Capture(const std::function<void()>&) {
   return absl::UnimplementedError("this stream runs its work at once");

@@ -64,6 +64,10 @@ class Device {
   const DeviceSpec& spec() const { return spec_; }
   // Zero-filled. Fails with ResourceExhausted naming the bytes asked for.
   virtual absl::StatusOr<Buffer> Allocate(size_t bytes) = 0;
+  // Memory of the host, zero-filled, that a copy from this device reaches without the host's help:
+  // such a copy queues like any other work. Into ordinary memory it may take until all before it is
+  // done. May be ordinary memory where that makes no difference.
+  virtual absl::StatusOr<Buffer> AllocateHost(size_t bytes);
   virtual absl::StatusOr<std::unique_ptr<Stream>> NewStream() = 0;
   // Bytes of all buffers so far, those that are gone included; 0 where the backend does not count.
   int64_t allocated_bytes() const { return allocated_bytes_; }
@@ -91,7 +95,8 @@ class Stream {
   virtual ~Stream() = default;
   const OpTable& ops() const { return *ops_; }
   Device& device() const { return *device_; }
-  // Either side may be host or device memory.
+  // Either side may be host or device memory. Host memory that is copied from may be written again
+  // when the call returns, unless it comes from AllocateHost.
   virtual void Copy(void* dst, const void* src, size_t bytes) = 0;
   // The same for `rows` rows of so many bytes, which begin a stride apart; what lies between them
   // stays as it is.

@@ -77,7 +77,12 @@ Sampler::~Sampler() = default;
 absl::Status Sampler::Staging::Reset(Device& device, size_t bytes) {
   if (bytes > arena_.capacity()) {
     ASSIGN_OR_RETURN(arena_, Arena::Create(device, 2 * bytes));
-    host_.resize(arena_.capacity());
+    if (to_host_) {
+      ASSIGN_OR_RETURN(answers_, device.AllocateHost(arena_.capacity()));
+    } else {
+      questions_.resize(arena_.capacity());
+    }
+    host_ = to_host_ ? static_cast<char*>(answers_.data()) : questions_.data();
   }
   arena_.Reset();
   base_ = nullptr;
@@ -90,14 +95,14 @@ TensorView Sampler::Staging::Add(DType dtype, Shape shape) {
   return view;
 }
 
-void Sampler::Staging::Clear(size_t bytes) { std::fill_n(host_.begin(), bytes, 0); }
+void Sampler::Staging::Clear(size_t bytes) { std::fill_n(host_, bytes, 0); }
 
 void Sampler::Staging::ToDevice(Stream& stream, size_t bytes) {
-  if (base_ != nullptr) stream.Copy(const_cast<char*>(base_), host_.data(), bytes);
+  if (base_ != nullptr) stream.Copy(const_cast<char*>(base_), host_, bytes);
 }
 
 void Sampler::Staging::ToHost(Stream& stream, size_t bytes) {
-  if (base_ != nullptr) stream.Copy(host_.data(), base_, bytes);
+  if (base_ != nullptr) stream.Copy(host_, base_, bytes);
 }
 
 // One all-gather: every rank's terms, draw and best candidates of the rows, then the same merge

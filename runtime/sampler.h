@@ -93,6 +93,8 @@ class Sampler {
   // Small tensors that go to the device before its work, or come back after it, in one copy.
   class Staging {
    public:
+    // to_host: for answers, not for questions.
+    explicit Staging(bool to_host) : to_host_(to_host) {}
     // Forgets its tensors and has room for `bytes` of new ones. Allocates now and then.
     absl::Status Reset(Device& device, size_t bytes);
     TensorView Add(DType dtype, Shape shape);
@@ -113,13 +115,18 @@ class Sampler {
     // The host's copy of a tensor from Add.
     template <typename T>
     T* host(ConstTensorView view) {
-      return reinterpret_cast<T*>(host_.data() + (view.as<char>() - base_));
+      return reinterpret_cast<T*>(host_ + (view.as<char>() - base_));
     }
 
    private:
+    const bool to_host_;
     Arena arena_;
     const char* base_ = nullptr;
-    std::vector<char> host_;
+    // Answers come to memory that the device reaches itself. Questions are written anew while those
+    // before them may be on their way.
+    Buffer answers_;
+    std::vector<char> questions_;
+    char* host_ = nullptr;
   };
   // What one visit to the device is to bring.
   struct Visit {
@@ -159,8 +166,8 @@ class Sampler {
   Communicator *tp_, *host_tp_;
   Range vocabulary_;
   const int64_t vocab_size_, widest_shard_;
-  Staging inputs_, outputs_;
-  Staging captured_inputs_, captured_outputs_;  // do not move once reserved
+  Staging inputs_{false}, outputs_{true};
+  Staging captured_inputs_{false}, captured_outputs_{true};  // do not move once reserved
   Tensor gathered_;  // captured answers of all shards, where there are several
   int64_t reserved_rows_ = 0;
   std::unique_ptr<DeviceVisit> captured_;

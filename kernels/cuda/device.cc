@@ -3,6 +3,8 @@
 #include <cuda_runtime.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -63,6 +65,19 @@ class CudaDevice final : public Device {
     // the one that cudaMemset enqueues on, and it returns before the device is done.
     RETURN_IF_ERROR(StatusOf(cudaStreamSynchronize(cudaStreamLegacy), spec_.name));
     return buffer;
+  }
+  absl::StatusOr<Buffer> AllocateHost(size_t bytes) override {
+    void* data = nullptr;
+    RETURN_IF_ERROR(StatusOf(cudaSetDevice(index_), spec_.name));
+    if (const cudaError_t error =
+            cudaHostAlloc(&data, std::max<size_t>(bytes, 1), cudaHostAllocDefault);
+        error != cudaSuccess) {
+      cudaGetLastError();  // clears it
+      return StatusOf(error,
+                      absl::StrCat(spec_.name, ": ", bytes, " bytes of the host, page-locked"));
+    }
+    std::memset(data, 0, bytes);
+    return Buffer(data, bytes, [](void* memory, size_t) { cudaFreeHost(memory); });
   }
   absl::StatusOr<std::unique_ptr<Stream>> NewStream() override {
     cudaStream_t handle = nullptr;

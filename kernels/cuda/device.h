@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/cuda/matmul_library.h"
+#include "kernels/cuda/upload_ring.h"
 #include "kernels/device.h"
 
 namespace trireme::cuda {
@@ -54,6 +55,7 @@ class CudaStream final : public Stream {
 
  private:
   absl::Status WatchesHealthy() const;
+  bool UsesRing(const void* src, size_t bytes, size_t rows) const;
   void EndCopy(cudaError_t error);
   absl::Status Wait();
 
@@ -64,6 +66,8 @@ class CudaStream final : public Stream {
   const int device_index_;
   const bool waits_for_copies_;
   cudaStream_t handle_;
+  bool capturing_ = false;
+  UploadRing uploads_;
   std::vector<WatchEntry> watches_;
   const std::unique_ptr<MatMulLibrary> library_;  // or null
   CodesRoom codes_room_;

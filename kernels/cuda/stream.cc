@@ -102,7 +102,8 @@ void CudaStream::Copy(void* dst, const void* src, size_t bytes) {
   if (bytes == 0) return;
   const cudaStream_t stream = handle();
   if (!gpu::MayEnqueue(stream)) return;
-  EndCopy(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, stream));
+  EndCopy(UsesRing(src, bytes, 1) ? uploads_.Copy(dst, bytes, src, bytes, bytes, 1, stream)
+                                  : cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, stream));
 }
 
 void CudaStream::CopyRows(void* dst, size_t dst_stride, const void* src, size_t src_stride,
@@ -110,8 +111,15 @@ void CudaStream::CopyRows(void* dst, size_t dst_stride, const void* src, size_t 
   if (bytes == 0 || rows == 0) return;
   const cudaStream_t stream = handle();
   if (!gpu::MayEnqueue(stream)) return;
-  EndCopy(
-      cudaMemcpy2DAsync(dst, dst_stride, src, src_stride, bytes, rows, cudaMemcpyDefault, stream));
+  EndCopy(UsesRing(src, bytes, rows)
+              ? uploads_.Copy(dst, dst_stride, src, src_stride, bytes, rows, stream)
+              : cudaMemcpy2DAsync(dst, dst_stride, src, src_stride, bytes, rows, cudaMemcpyDefault,
+                                  stream));
+}
+
+// A graph's copies read the memory they were captured with.
+bool CudaStream::UsesRing(const void* src, size_t bytes, size_t rows) const {
+  return !capturing_ && !waits_for_copies_ && UploadRing::Takes(src, bytes, rows);
 }
 
 void CudaStream::EndCopy(cudaError_t error) {
@@ -160,7 +168,9 @@ absl::StatusOr<std::unique_ptr<Graph>> CudaStream::Capture(const std::function<v
   const int64_t free_before = FreeBytes();
   RETURN_IF_ERROR(
       StatusOf(cudaStreamBeginCapture(handle_, cudaStreamCaptureModeThreadLocal), what));
+  capturing_ = true;
   work();
+  capturing_ = false;
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;
   cudaError_t error = cudaStreamEndCapture(handle_, &graph);

@@ -81,6 +81,54 @@ TEST_F(CudaDeviceTest, SoAreThoseOfAGraphsLaunchACopyAndAWait) {
   }
 }
 
+// The copies queue, and whoever asked for them goes on writing.
+TEST_F(CudaDeviceTest, WhatIsUploadedIsWhatLayThereAtTheCall) {
+  Open();
+  runtime_.copies_wait = true;
+  constexpr int kUploads = 40, kRows = 3000, kColumns = 30, kStride = 50;
+  std::vector<int> uploaded(kUploads), source(kRows * kStride), table(kRows * kStride, -1);
+  for (int i = 0; i < kUploads; ++i) {
+    int value = i;
+    stream_->Copy(&uploaded[i], &value, sizeof(value));
+    value = -1;
+  }
+  // More rows than a slot holds.
+  for (size_t i = 0; i < source.size(); ++i) source[i] = static_cast<int>(i);
+  stream_->CopyRows(table.data(), kStride * sizeof(int), source.data(), kStride * sizeof(int),
+                    kColumns * sizeof(int), kRows);
+  std::fill(source.begin(), source.end(), -2);
+  ASSERT_TRUE(stream_->Synchronize().ok());
+  for (int i = 0; i < kUploads; ++i) EXPECT_EQ(uploaded[i], i);
+  for (int i = 0; i < kRows * kStride; ++i)
+    ASSERT_EQ(table[i], i % kStride < kColumns ? i : -1) << i;
+  EXPECT_GT(runtime_.waits_for_events, 0) << "there are fewer slots than uploads";
+  EXPECT_EQ(runtime_.page_locked.size(), UploadRing::kSlots);
+  stream_.reset();
+  EXPECT_TRUE(runtime_.page_locked.empty());
+}
+
+// From page-locked memory nothing is copied twice, and in a graph a copy reads what lies there at
+// each replay.
+TEST_F(CudaDeviceTest, PageLockedMemoryAndGraphsAreCopiedAsTheyAre) {
+  Open();
+  runtime_.copies_wait = true;
+  const Buffer host = device_->AllocateHost(sizeof(int)).value();
+  int& value = *static_cast<int*>(host.data());
+  EXPECT_EQ(value, 0);
+  int copied = -1, captured = -1, source = 1;
+  stream_->Copy(&copied, &value, sizeof(value));
+  value = 5;
+  const auto graph = stream_->Capture([&] { stream_->Copy(&captured, &source, sizeof(source)); });
+  ASSERT_TRUE(graph.ok());
+  source = 6;
+  ASSERT_TRUE(stream_->Synchronize().ok());
+  EXPECT_EQ(copied, 5);
+  EXPECT_EQ(captured, 1) << "the double does what is captured in its wait";
+  EXPECT_EQ(runtime_.page_locked.size(), 1u);
+  runtime_.allocation = cudaErrorMemoryAllocation;
+  EXPECT_EQ(device_->AllocateHost(100).status().code(), absl::StatusCode::kResourceExhausted);
+}
+
 TEST_F(CudaDeviceTest, OnlyWhatIsNoMemoryIsCalledSo) {
   Open();
   runtime_.allocation = cudaErrorMemoryAllocation;

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/matmul_codes.h"
@@ -26,10 +27,25 @@ absl::StatusOr<int64_t> CodesRoom::Reserve(Device&, int64_t, int64_t) { return 0
 
 namespace {
 CudaRuntimeDouble& Cuda() { return TheCudaRuntimeDouble(); }
+cudaError_t DoCopy(const std::function<void()>& copy) {
+  ++Cuda().copies;
+  if (Cuda().copy != cudaSuccess) return Cuda().copy;
+  if (Cuda().copies_wait) {
+    Cuda().waiting.push_back(copy);
+  } else {
+    copy();
+  }
+  return cudaSuccess;
+}
+void DoWaiting() {
+  for (const auto& copy : std::exchange(Cuda().waiting, {})) copy();
+}
 }  // namespace
 }  // namespace trireme
 
 using trireme::Cuda;
+using trireme::DoCopy;
+using trireme::DoWaiting;
 
 extern "C" {
 const char* cudaGetErrorString(cudaError_t error) {
@@ -93,18 +109,48 @@ cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total) {
 }
 cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpyKind,
                             cudaStream_t) {
-  ++Cuda().copies;
-  if (Cuda().copy == cudaSuccess) std::memmove(dst, src, bytes);
-  return Cuda().copy;
+  return DoCopy([=] { std::memmove(dst, src, bytes); });
 }
 cudaError_t cudaMemcpy2DAsync(void* dst, size_t dst_stride, const void* src, size_t src_stride,
                               size_t bytes, size_t rows, cudaMemcpyKind, cudaStream_t) {
-  ++Cuda().copies;
-  for (size_t row = 0; row < rows && Cuda().copy == cudaSuccess; ++row) {
-    std::memmove(static_cast<char*>(dst) + row * dst_stride,
-                 static_cast<const char*>(src) + row * src_stride, bytes);
+  return DoCopy([=] {
+    for (size_t row = 0; row < rows; ++row) {
+      std::memmove(static_cast<char*>(dst) + row * dst_stride,
+                   static_cast<const char*>(src) + row * src_stride, bytes);
+    }
+  });
+}
+cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned) {
+  const cudaError_t error = cudaMalloc(data, bytes);
+  if (error == cudaSuccess) Cuda().page_locked.emplace_back(static_cast<char*>(*data), bytes);
+  return error;
+}
+cudaError_t cudaFreeHost(void* data) {
+  std::erase_if(Cuda().page_locked, [&](const auto& block) { return block.first == data; });
+  return cudaFree(data);
+}
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* p) {
+  *attributes = {};
+  attributes->type = cudaMemoryTypeUnregistered;
+  for (const auto& [begin, bytes] : Cuda().page_locked) {
+    const char* const at = static_cast<const char*>(p);
+    if (at >= begin && at < begin + bytes) attributes->type = cudaMemoryTypeHost;
   }
-  return Cuda().copy;
+  return cudaSuccess;
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = static_cast<cudaEvent_t>(std::malloc(1));
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  std::free(event);
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) {
+  ++Cuda().waits_for_events;
+  DoWaiting();
+  return cudaSuccess;
 }
 
 // No two streams alike: the error of one is not another's.
@@ -116,7 +162,10 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   std::free(stream);
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return Cuda().synchronize; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  DoWaiting();
+  return Cuda().synchronize;
+}
 cudaError_t cudaStreamQuery(cudaStream_t) { return Cuda().synchronize; }
 cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) { return cudaSuccess; }
 cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
