@@ -85,19 +85,25 @@ class Communicator {
   }
   const CommGroup& group() const { return group_; }  // its ranks in the world
 
-  // Makes what sums of up to so many bytes, and gathers, will need, so that they allocate nothing.
-  // Collective.
-  virtual void Reserve(int64_t /*max_bytes*/) {}
+  // Start-up, in two steps, so that a rank which lacks memory never leaves the others waiting: all
+  // ranks agree that the first has succeeded before any takes the second.
+  // Takes the memory that sums of up to so many bytes, and gathers, will need, so that they
+  // allocate nothing, and what ChooseSums works in. ResourceExhausted says what for. Waits for no
+  // rank.
+  virtual absl::Status Reserve(int64_t /*max_bytes*/) { return absl::OkStatus(); }
+  // Finds out with the other ranks how such sums travel. Collective. REQUIRES: Reserve has
+  // succeeded with as much, on all ranks.
+  virtual void ChooseSums(int64_t /*max_bytes*/) {}
   // Of memory of the kind it moves, held by this rank for the calls above. What NCCL holds itself
   // it does not tell.
   virtual int64_t buffer_bytes() const { return 0; }
-  // Its collectives are messages between hosts. Known after Reserve, or the first collective.
+  // Its collectives are messages between hosts. Known after ChooseSums, or the first collective.
   virtual bool spans_hosts() const { return false; }
   // Its collectives may be part of what Stream::Capture records, once they have been called with as
   // much before, or Reserve has. A group of one moves nothing.
   virtual bool capturable() const { return size_ == 1; }
 
-  // For people: what start-up decided on how sums travel; empty where there was nothing to decide.
+  // For people: what ChooseSums decided; empty where there was nothing to decide.
   virtual std::string DescribeSums() const { return ""; }
 
   // Bytes this rank has sent and received so far.

@@ -6,10 +6,13 @@
 #include <climits>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <numeric>
 #include <optional>
+#include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "parallel/mpi_check.h"
 #include "parallel/rank_sum.h"
@@ -61,11 +64,16 @@ class MpiCommunicator final : public Communicator {
     RecordWith(recorder, GroupOf(comm, options.name));
   }
   ~MpiCommunicator() override;
-  void Reserve(int64_t max_bytes) override {
-    if (Window() == nullptr) Scratch(MpiCommunicatorBytes(size_, max_bytes, true));
+  // For messages; where there is a window, which only all ranks together know, they are given back.
+  absl::Status Reserve(int64_t max_bytes) override {
+    if (window_ != nullptr) return absl::OkStatus();
+    return TakeScratch(MpiCommunicatorBytes(size_, max_bytes, /*spans_hosts=*/true));
+  }
+  void ChooseSums(int64_t /*max_bytes*/) override {
+    if (Window() != nullptr) scratch_.reset(), scratch_bytes_ = 0;
   }
   int64_t buffer_bytes() const override {
-    return window_ != nullptr ? SharedWindow::BytesOfRank() : static_cast<int64_t>(scratch_.size());
+    return window_ != nullptr ? SharedWindow::BytesOfRank() : scratch_bytes_;
   }
   bool spans_hosts() const override { return window_tried_ && window_ == nullptr; }
 
@@ -79,6 +87,7 @@ class MpiCommunicator final : public Communicator {
 
   void GatherAndSum(TensorView data);
   void ReduceScatterAndGather(TensorView data);
+  absl::Status TakeScratch(int64_t bytes);
   char* Scratch(int64_t bytes);
   // Made by the first collective, so that a group that only sends and receives needs no shared
   // memory.
@@ -88,7 +97,8 @@ class MpiCommunicator final : public Communicator {
   const MpiCommunicatorOptions options_;
   std::unique_ptr<SharedWindow> window_;
   bool window_tried_ = false;
-  std::vector<char> scratch_;
+  std::unique_ptr<char[]> scratch_;
+  int64_t scratch_bytes_ = 0;
   std::vector<const void*> inputs_;
   struct {
     std::vector<int> sizes, offsets, in_sizes, in_offsets;  // by rank
@@ -118,9 +128,24 @@ SharedWindow* MpiCommunicator::Window() {
   return window_.get();
 }
 
+absl::Status MpiCommunicator::TakeScratch(int64_t bytes) {
+  if (scratch_bytes_ >= bytes) return absl::OkStatus();
+  std::unique_ptr<char[]> memory(new (std::nothrow) char[static_cast<size_t>(bytes)]);
+  if (memory == nullptr) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("communicator ", group().name.data(), ": the host has no memory for ", bytes,
+                     " bytes of sums between ranks: lower --max-num-batched-tokens"));
+  }
+  scratch_ = std::move(memory);
+  scratch_bytes_ = bytes;
+  return absl::OkStatus();
+}
+
+// Grows only for who has not called Reserve.
 char* MpiCommunicator::Scratch(int64_t bytes) {
-  if (scratch_.size() < static_cast<size_t>(bytes)) scratch_.resize(static_cast<size_t>(bytes));
-  return scratch_.data();
+  const absl::Status taken = TakeScratch(bytes);
+  CHECK(taken.ok()) << taken.ToString();
+  return scratch_.get();
 }
 
 void MpiCommunicator::DoAllReduceSum(Stream& stream, TensorView data) {

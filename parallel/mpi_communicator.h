@@ -24,8 +24,8 @@ struct MpiCommunicatorOptions {
 std::unique_ptr<Communicator> NewMpiCommunicator(const ControlPlane& control, int color,
                                                  const MpiCommunicatorOptions& options = {});
 
-// What a communicator of `size` ranks holds after Reserve(max_bytes): its part of the window on one
-// host, the parts to be summed between hosts.
+// What a communicator of `size` ranks holds after Reserve and ChooseSums of max_bytes: its part of
+// the window on one host, the parts to be summed between hosts.
 int64_t MpiCommunicatorBytes(int size, int64_t max_bytes, bool spans_hosts);
 
 }  // namespace trireme

@@ -16,7 +16,8 @@ class TimedCommunicator : public Communicator {
     size_ = inner_->size();
     RecordWith(nullptr, inner_->group());  // the inner one records its calls itself
   }
-  void Reserve(int64_t max_bytes) override { inner_->Reserve(max_bytes); }
+  absl::Status Reserve(int64_t max_bytes) override { return inner_->Reserve(max_bytes); }
+  void ChooseSums(int64_t max_bytes) override { inner_->ChooseSums(max_bytes); }
   int64_t buffer_bytes() const override { return inner_->buffer_bytes(); }
   bool spans_hosts() const override { return inner_->spans_hosts(); }
   bool capturable() const override { return inner_->capturable(); }

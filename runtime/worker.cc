@@ -67,6 +67,8 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Load(ControlPlane& control,
   worker->device_ = *std::move(device);
   ASSIGN_OR_RETURN(worker->groups_, CreateProcessGroups(control, topology, *worker->device_,
                                                         worker->options_.groups));
+  if (const auto& wrap = worker->options_.wrap_tp; wrap)
+    worker->groups_.tp = wrap(std::move(worker->groups_.tp));
   for (auto* group : {&worker->groups_.tp, &worker->groups_.host_tp, &worker->groups_.pp}) {
     if (*group != nullptr)
       *group = NewTimedCommunicator(std::move(*group), &worker->communication_seconds_);
@@ -78,7 +80,7 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Load(ControlPlane& control,
   ASSIGN_OR_RETURN(std::vector<float> row_maxima, worker->GatherRowMaxima(**loader));
   RETURN_IF_ERROR(
       control.Agree(worker->WithLedger(worker->LoadDecoder(**loader, std::move(row_maxima)))));
-  worker->groups_.tp->Reserve(LargestSumBytes(worker->config_, worker->ledger_options()));
+  RETURN_IF_ERROR(worker->ReserveSums());
   RETURN_IF_ERROR(control.Agree(worker->SizePool()));
   RETURN_IF_ERROR(control.Agree(worker->WithLedger(worker->CreateBuffers())));
   const auto compare = [&worker] {
@@ -171,7 +173,7 @@ absl::Status Worker::CreateBuffers() {
     RETURN_IF_ERROR(
         sampler_->Reserve(*device_, o.max_logit_rows, std::min(o.max_model_len, kReservedTokens)));
   }
-  allocated_bytes_ = device_->allocated_bytes();
+  allocated_bytes_ = device_->allocated_bytes() - communicator_allocated_bytes_;
   return absl::OkStatus();
 }
 

@@ -44,6 +44,8 @@ struct WorkerOptions {
   std::function<void(const std::string& line)> warn{};
   // Opens the device; empty: OpenDevice.
   std::function<absl::StatusOr<std::unique_ptr<Device>>(const DeviceOptions&)> open_device{};
+  // Puts a communicator before that of tensor parallelism; empty: none.
+  std::function<std::unique_ptr<Communicator>(std::unique_ptr<Communicator>)> wrap_tp{};
 
   // KV pages of the longest sequence, and of max_num_seqs of them. REQUIRES: max_model_len is not
   // 0.
@@ -109,6 +111,8 @@ class Worker {
   // num_pages, by the memory of all ranks; once the decoder is loaded also by what kernels and a
   // GPU's communicators have taken. Collective.
   absl::Status SizePool();
+  // Memory for the sums of tensor-parallel ranks, and how they travel. Collective.
+  absl::Status ReserveSums();
   // The maxima of the whole rows of layers that tensor parallelism cuts within their rows, where
   // quantisation needs them. Collective.
   absl::StatusOr<std::vector<float>> GatherRowMaxima(WeightLoader& loader);
@@ -161,7 +165,8 @@ class Worker {
   size_t next_hidden_ = 0;
   Tensor logits_;  // [max_logit_rows, V / tp] f32
   int64_t checkpoint_bytes_read_ = 0;
-  int64_t allocated_bytes_ = 0;  // on the device, by loading and capturing
+  int64_t allocated_bytes_ = 0;               // on the device, by loading and capturing
+  int64_t communicator_allocated_bytes_ = 0;  // on the device, by reserving sums; not of the above
   double op_seconds_ = 0.0;
   double communication_seconds_ = 0.0;
   std::vector<int64_t> buckets_;  // sequences that decode steps are padded to

@@ -53,6 +53,15 @@ absl::Status Worker::SizePool() {
   return absl::OkStatus();
 }
 
+absl::Status Worker::ReserveSums() {
+  const int64_t bytes = LargestSumBytes(config_, ledger_options());
+  const int64_t allocated_before = device_->allocated_bytes();
+  RETURN_IF_ERROR(control_->Agree(WithLedger(groups_.tp->Reserve(bytes))));
+  groups_.tp->ChooseSums(bytes);
+  communicator_allocated_bytes_ = device_->allocated_bytes() - allocated_before;
+  return absl::OkStatus();
+}
+
 int64_t Worker::communicator_bytes() const {
   return groups_.tp->buffer_bytes() + groups_.pp->buffer_bytes();
 }

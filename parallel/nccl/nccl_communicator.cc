@@ -7,7 +7,7 @@
 // all-reduce gives the same bits.
 //
 // Small sums of ranks that reach each other's memory take one launch of our own instead, alone or
-// with the norm behind them: which ones, Reserve measures (parallel/nccl/peer_sums.h).
+// with the norm behind them: which ones, ChooseSums measures (parallel/nccl/peer_sums.h).
 //
 // A stage's messages to the stage after and from the one before are two communicators of two ranks
 // each: on one of them NCCL would finish a receive before the send behind it began. Sends run on a
@@ -105,10 +105,13 @@ class NcclCommunicator final : public Communicator {
   // Between ranks that share a GPU the host waits around each call.
   bool capturable() const override { return !shared_gpu_; }
   // Of the calls' own memory; a graph that holds its address must not see it grow.
-  void Reserve(int64_t max_bytes) override {
-    if (all_ == nullptr) return;
-    Scratch(ScratchBytes(max_bytes));
-    if (peers_) MeasurePeers(max_bytes);
+  absl::Status Reserve(int64_t max_bytes) override {
+    if (all_ == nullptr) return absl::OkStatus();
+    RETURN_IF_ERROR(TakeScratch(ScratchBytes(max_bytes)));
+    return peers_ ? peers_->Reserve(device_, max_bytes) : absl::OkStatus();
+  }
+  void ChooseSums(int64_t max_bytes) override {
+    if (all_ != nullptr && peers_) MeasurePeers(max_bytes);
   }
   int64_t buffer_bytes() const override {
     return static_cast<int64_t>(scratch_.bytes()) + (peers_ ? peers_->bytes() : 0);
@@ -317,14 +320,16 @@ class NcclCommunicator final : public Communicator {
     const int64_t piece = (max_bytes / size_ + kItemBytes) / kItemBytes * kItemBytes;
     return size_ * std::max(std::min(max_bytes, kGatherBytes), piece);
   }
-  // Grows outside of captures only: a captured step has run before. Graphs that were captured
-  // earlier would keep the old address, so who captures calls Reserve.
+  absl::Status TakeScratch(int64_t bytes) {
+    if (bytes <= static_cast<int64_t>(scratch_.bytes())) return absl::OkStatus();
+    ASSIGN_OR_RETURN(scratch_, AllocateForSums(device_, bytes));
+    return absl::OkStatus();
+  }
+  // Grows only for who has not called Reserve, and outside of captures only: a captured step has
+  // run before. Graphs that were captured earlier would keep the old address.
   char* Scratch(int64_t bytes) {
-    if (bytes > static_cast<int64_t>(scratch_.bytes())) {
-      absl::StatusOr<Buffer> buffer = device_.Allocate(static_cast<size_t>(bytes));
-      CHECK(buffer.ok()) << buffer.status().ToString();
-      scratch_ = *std::move(buffer);
-    }
+    const absl::Status taken = TakeScratch(bytes);
+    CHECK(taken.ok()) << taken.ToString();
     return static_cast<char*>(scratch_.data());
   }
   void GatherAndSum(cudaStream_t handle, TensorView data) {

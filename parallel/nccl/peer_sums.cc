@@ -5,8 +5,10 @@
 #include <limits>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "kernels/cuda/stream_errors.h"
+#include "kernels/status.h"
 
 namespace trireme {
 namespace {
@@ -16,25 +18,44 @@ using cuda::PeerPath;
 // Sizes that are measured, so far as they occur: from one token's to where NCCL surely wins.
 constexpr int64_t kMeasured[] = {4 << 10,   16 << 10,  32 << 10, 64 << 10, 128 << 10,
                                  256 << 10, 512 << 10, 1 << 20,  2 << 20};
+constexpr int64_t kGatherBytes = 4096;  // of a rank, in exchanges of what it has found
 constexpr DType kTrialType = DType::kBF16;
 constexpr int kWarmUps = 3, kCalls = 20, kRounds = 3;
 // Ranks enter a trial together, so this is long. One that peers do not answer in is no failure.
 constexpr auto kTrialTime = std::chrono::seconds(5);
 
+// Those to measure where sums have up to `max_bytes`.
+std::vector<SumTimes> SizesUpTo(int64_t max_bytes) {
+  std::vector<SumTimes> sizes;
+  for (const int64_t bytes : kMeasured) {
+    sizes.push_back({.bytes = bytes});
+    if (bytes >= max_bytes) break;
+  }
+  return sizes;
+}
+
 }  // namespace
 
-// Memory and clocks of one Measure.
+absl::StatusOr<Buffer> AllocateForSums(Device& device, int64_t bytes) {
+  absl::StatusOr<Buffer> buffer = device.Allocate(static_cast<size_t>(bytes));
+  if (buffer.ok()) return buffer;
+  return absl::Status(buffer.status().code(), absl::StrCat("communicator, for sums between ranks: ",
+                                                           std::string(buffer.status().message())));
+}
+
+// Clocks of one Measure, in the memory that Reserve has taken.
 class PeerSums::Trial {
  public:
-  Trial(PeerSums& sums, const Nccl& nccl, int64_t bytes)
-      : sums_(sums), nccl_(nccl), ranks_(sums.memory_.group().size), bytes_(bytes) {
-    for (void** buffer : {&data_, &gathered_})
-      Keep(cudaMalloc(buffer, static_cast<size_t>(std::max(bytes_, kGatherBytes * ranks_))));
+  Trial(PeerSums& sums, const Nccl& nccl)
+      : sums_(sums),
+        nccl_(nccl),
+        ranks_(sums.memory_.group().size),
+        data_(sums.data_.data()),
+        gathered_(sums.gathered_.data()) {
     Keep(cudaEventCreate(&begin_));
     Keep(cudaEventCreate(&end_));
   }
   ~Trial() {
-    for (void* buffer : {data_, gathered_}) cudaFree(buffer);
     cudaEventDestroy(begin_);
     cudaEventDestroy(end_);
   }
@@ -91,8 +112,6 @@ class PeerSums::Trial {
   }
 
  private:
-  static constexpr int64_t kGatherBytes = 4096;
-
   // A GPU that is lost says so again to who waits for the step's stream.
   void Keep(cudaError_t error) const { gpu::KeepError(nccl_.stream, error); }
   // Of this rank: no two ranks and no two neighbours alike.
@@ -125,22 +144,34 @@ class PeerSums::Trial {
   PeerSums& sums_;
   const Nccl& nccl_;
   const int ranks_;
-  const int64_t bytes_;
-  void *data_ = nullptr, *gathered_ = nullptr;
+  void *const data_, *const gathered_;
   cudaEvent_t begin_ = nullptr, end_ = nullptr;
 };
 
+absl::Status PeerSums::Reserve(Device& device, int64_t max_bytes) {
+  const int64_t bytes =
+      std::max(SizesUpTo(max_bytes).back().bytes, kGatherBytes * memory_.group().size);
+  ASSIGN_OR_RETURN(data_, AllocateForSums(device, bytes));
+  ASSIGN_OR_RETURN(gathered_, AllocateForSums(device, bytes));
+  return absl::OkStatus();
+}
+
 void PeerSums::Measure(const Nccl& nccl, int64_t max_bytes) {
-  limits_ = {};
-  std::vector<SumTimes> times;
-  for (const int64_t bytes : kMeasured) {
-    times.push_back({.bytes = bytes});
-    if (bytes >= max_bytes) break;
-  }
-  Trial trial(*this, nccl, times.back().bytes);
+  CHECK(data_.data() != nullptr) << "sums are measured once memory is reserved";
+  limits_ = MeasuredLimits(nccl, max_bytes);
+  data_ = Buffer();
+  gathered_ = Buffer();
+}
+
+SumLimits PeerSums::MeasuredLimits(const Nccl& nccl, int64_t max_bytes) {
+  std::vector<SumTimes> times = SizesUpTo(max_bytes);
+  Trial trial(*this, nccl);
   bool agrees = true;
   for (const SumTimes& t : {times.front(), times.back()}) agrees = agrees && trial.Agrees(t.bytes);
-  if (trial.Slowest({agrees ? 0.0 : 1.0})[0] > 0.0) return GiveUp();
+  if (trial.Slowest({agrees ? 0.0 : 1.0})[0] > 0.0) {
+    GiveUp();
+    return {};
+  }
   std::vector<double> seconds;
   for (const SumTimes& t : times) {
     const TensorView data = trial.Data(t.bytes);
@@ -156,7 +187,7 @@ void PeerSums::Measure(const Nccl& nccl, int64_t max_bytes) {
     times[i].two_shot = slowest[3 * i + 1];
     times[i].nccl = slowest[3 * i + 2];
   }
-  limits_ = CrossoverOf(times);
+  return CrossoverOf(times);
 }
 
 bool PeerSums::FitsRows(PeerPath path, DType dtype, const cuda::PeerRows& rows) const {

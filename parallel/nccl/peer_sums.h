@@ -9,13 +9,19 @@
 #include <optional>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "kernels/cuda/peer_sum.h"
+#include "kernels/device.h"
 #include "kernels/tensor.h"
 #include "parallel/nccl/cuda_peer_memory.h"
 #include "parallel/nccl/sum_crossover.h"
 #include "parallel/peer_memory.h"
 
 namespace trireme {
+
+// Of the communicator's memory in the ledger: ResourceExhausted says so.
+absl::StatusOr<Buffer> AllocateForSums(Device& device, int64_t bytes);
 
 class PeerSums {
  public:
@@ -40,22 +46,29 @@ class PeerSums {
     std::function<void(TensorView data)> sum;
     std::function<void(const void* in, void* out, int64_t bytes)> gather;  // device memory
   };
+  // Takes what Measure works in, until its end.
+  absl::Status Reserve(Device& device, int64_t max_bytes);
   // Collective, outside of captures. Tries whether sums over peers give NCCL's bits, and where they
-  // do on all ranks, how long sums of up to `max_bytes` take either way.
+  // do on all ranks, how long sums of up to `max_bytes` take either way. REQUIRES: all have
+  // reserved for as much.
   void Measure(const Nccl& nccl, int64_t max_bytes);
   const SumLimits& limits() const { return limits_; }
 
   void GiveUp() { memory_.GiveUp(); }  // any thread
-  int64_t bytes() const { return memory_.bytes(); }
+  int64_t bytes() const {
+    return memory_.bytes() + static_cast<int64_t>(data_.bytes() + gathered_.bytes());
+  }
 
  private:
   class Trial;
+  SumLimits MeasuredLimits(const Nccl& nccl, int64_t max_bytes);
   bool Fits(cuda::PeerPath path, ConstTensorView data) const;
   bool FitsRows(cuda::PeerPath path, DType dtype, const cuda::PeerRows& rows) const;
   std::optional<cuda::PeerPath> Choose(ConstTensorView data, const cuda::PeerRows& rows) const;
 
   std::shared_ptr<PeerMapping> mapping_;
   CudaPeerMemory& memory_;
+  Buffer data_, gathered_;  // from Reserve to Measure
   SumLimits limits_;
 };
 

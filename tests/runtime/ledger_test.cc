@@ -159,7 +159,8 @@ TEST(LedgerTest, WorkspacesAreWithinTheLimit) {
 TEST(LedgerTest, ACommunicatorHoldsWhatWasPlannedForMessages) {
   constexpr int64_t kBytes = 100'000;
   const auto comm = NewMpiCommunicator(World(), 0, {.use_shared_memory = false, .name = "tp"});
-  comm->Reserve(kBytes);
+  ASSERT_TRUE(comm->Reserve(kBytes).ok());
+  comm->ChooseSums(kBytes);
   EXPECT_EQ(comm->spans_hosts(), World().size() > 1);
   const int64_t planned = MpiCommunicatorBytes(World().size(), kBytes, true);
   EXPECT_EQ(comm->buffer_bytes(), planned);

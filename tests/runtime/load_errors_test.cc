@@ -2,9 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/status.h"
 #include "tests/host_cuda/device.h"
 #include "tests/parallel/world.h"
 #include "tests/random_checkpoint.h"
@@ -14,20 +18,61 @@
 namespace trireme {
 namespace {
 
+// Sums in memory of the device, as NCCL's are.
+class DeviceSums final : public Communicator {
+ public:
+  static constexpr int64_t kBytes = 12'345;
+  DeviceSums(std::unique_ptr<Communicator> to, Device* device, int* chosen)
+      : to_(std::move(to)), device_(device), chosen_(chosen) {
+    rank_ = to_->rank();
+    size_ = to_->size();
+  }
+  absl::Status Reserve(int64_t max_bytes) override {
+    ASSIGN_OR_RETURN(buffer_, device_->Allocate(kBytes));
+    return to_->Reserve(max_bytes);
+  }
+  void ChooseSums(int64_t max_bytes) override {
+    ++*chosen_;
+    to_->ChooseSums(max_bytes);
+  }
+  int64_t buffer_bytes() const override { return to_->buffer_bytes(); }
+
+ private:
+  void DoAllReduceSum(Stream& stream, TensorView data) override { to_->AllReduceSum(stream, data); }
+  void DoAllGather(Stream& stream, ConstTensorView in, TensorView out) override {
+    to_->AllGather(stream, in, out);
+  }
+  int64_t DoSend(Stream& stream, ConstTensorView data, int peer) override {
+    return to_->Send(stream, data, peer);
+  }
+  void DoWaitSend(Stream& stream, int64_t ticket) override { to_->WaitSend(stream, ticket); }
+  void DoRecv(Stream& stream, TensorView data, int peer) override { to_->Recv(stream, data, peer); }
+
+  const std::unique_ptr<Communicator> to_;
+  Device* const device_;
+  int* const chosen_;
+  Buffer buffer_;
+};
+
 class LoadErrorsTest : public ::testing::Test {
  protected:
   ~LoadErrorsTest() override { HostCudaTestHooks() = {}; }
-  static absl::Status Load(const std::string& dir) {
+  static WorkerOptions Options() {
     WorkerOptions options;
     options.dtype = DType::kBF16;
     options.max_model_len = 32;
     options.max_num_seqs = 2;
     options.max_num_batched_tokens = 32;
     options.open_device = [](const DeviceOptions&) { return NewHostCudaDevice(); };
-    const absl::Status status =
-        Worker::Load(World(), {.tp_size = World().size()}, dir, options).status();
+    return options;
+  }
+  static absl::Status Load(const std::string& dir, const WorkerOptions& options = Options()) {
+    const auto worker = Worker::Load(World(), {.tp_size = World().size()}, dir, options);
     World().Barrier();
-    return status;
+    if (worker.ok()) {
+      EXPECT_EQ((*worker)->measured_ledger()[Owner::kUnaccounted], 0);
+    }
+    return worker.status();
   }
 };
 
@@ -70,6 +115,37 @@ TEST_F(LoadErrorsTest, OutOfMemoryShowsWhatTheRankHolds) {
     EXPECT_TRUE(absl::StrContains(message, "  weights ")) << message;
     EXPECT_TRUE(absl::StrContains(message, "  total ")) << message;
   }
+}
+
+// Else the others would wait for it where they try sums together.
+TEST_F(LoadErrorsTest, ARankWithoutMemoryForSumsStopsAllBeforeTheyMeet) {
+  Device* device = nullptr;
+  int chosen = 0;
+  WorkerOptions options = Options();
+  options.open_device = [&](const DeviceOptions&) {
+    std::unique_ptr<Device> opened = NewHostCudaDevice();
+    device = opened.get();
+    return opened;
+  };
+  options.wrap_tp = [&](std::unique_ptr<Communicator> tp) {
+    return std::make_unique<DeviceSums>(std::move(tp), device, &chosen);
+  };
+  EXPECT_TRUE(Load(GoldenModel("stories260K"), options).ok());
+  EXPECT_EQ(chosen, 1);
+  const int last = World().size() - 1;
+  if (World().rank() == last) {
+    HostCudaTestHooks().allocating = [](size_t bytes) {
+      return bytes == DeviceSums::kBytes ? absl::ResourceExhaustedError("no memory for sums")
+                                         : absl::OkStatus();
+    };
+  }
+  const absl::Status status = Load(GoldenModel("stories260K"), options);
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  const std::string message(status.message());
+  EXPECT_TRUE(absl::StrContains(message, absl::StrCat("no memory for sums\nrank ", last, " (")))
+      << message;
+  EXPECT_TRUE(absl::StrContains(message, "  communicator ")) << message;
+  EXPECT_EQ(chosen, 1);
 }
 
 }  // namespace
