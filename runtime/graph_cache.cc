@@ -1,5 +1,7 @@
 #include "runtime/graph_cache.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "kernels/status.h"
@@ -37,8 +39,8 @@ absl::StatusOr<bool> ReplayIsEager(Stream& stream, Graph& graph, const GraphTria
   return eager == replayed;
 }
 
-std::string WhyOf(const absl::Status& status, const char* otherwise) {
-  return status.ok() ? otherwise : std::string(status.message());
+absl::Status Because(const char* what, const absl::Status& why) {
+  return absl::Status(why.code(), absl::StrCat(what, " (", std::string(why.message()), ")"));
 }
 
 }  // namespace
@@ -85,28 +87,29 @@ bool GraphCache::Capture(Stream& stream, const GraphKey& key, const GraphTrial& 
     status = captured.status();
     if (status.ok()) graph = *std::move(captured);
   }
-  if (!OnAllRanks(status.ok())) {
-    return Refuse(key, EagerReason::kCaptureFailed, WhyOf(status, "another rank could not"));
-  }
+  if (!status.ok()) status = Because("it could not be captured", status);
+  if (!OnAllRanks(status.ok())) return Refuse(key, EagerReason::kCaptureFailed, status);
   const absl::StatusOr<bool> equal = ReplayIsEager(stream, *graph, trial);
-  if (!OnAllRanks(equal.ok() && *equal)) {
-    const char* const otherwise = equal.ok() && *equal ? "on another rank" : "on this rank";
-    return Refuse(key, EagerReason::kNotEqual, WhyOf(equal.status(), otherwise));
-  }
+  if (!equal.ok()) status = Because("it could not be replayed", equal.status());
+  if (equal.ok() && !*equal)
+    status = absl::InternalError("a replay gave other bits than the work itself");
+  if (!OnAllRanks(status.ok())) return Refuse(key, EagerReason::kNotEqual, status);
   ++stats_.graphs;
   stats_.bytes += graph->bytes();
   entries_[key].graph = std::move(graph);
   return true;
 }
 
-bool GraphCache::Refuse(const GraphKey& key, EagerReason reason, const std::string& why) {
+bool GraphCache::Refuse(const GraphKey& key, EagerReason reason, const absl::Status& why) {
   entries_[key].reason = reason;
-  if (stats_.refused[static_cast<size_t>(reason)]++ == 0 && options_.warn) {
-    options_.warn(absl::StrCat(Describe(key), " runs without a graph: ",
-                               reason == EagerReason::kNotEqual
-                                   ? "a replay gave other bits than the work itself ("
-                                   : "it could not be captured (",
-                               why, "); more of the kind are counted, not told"));
+  ++stats_.refused[static_cast<size_t>(reason)];
+  const bool first_without_memory =
+      absl::IsResourceExhausted(why) && !absl::IsResourceExhausted(refusal_);
+  if (!why.ok() && (refusal_.ok() || first_without_memory)) {
+    refusal_ =
+        absl::Status(why.code(), absl::StrCat(Describe(key),
+                                              " runs without a graph: ", std::string(why.message()),
+                                              "; more are counted, not told"));
   }
   return false;
 }
@@ -129,6 +132,15 @@ void GraphCache::Run(Stream& stream, const GraphKey& key, absl::FunctionRef<void
 void GraphCache::RunEagerly(EagerReason reason, absl::FunctionRef<void()> work) {
   ++stats_.eager_runs(reason);
   work();
+}
+
+void TellRefusal(ControlPlane* control, const absl::Status& refusal,
+                 const std::function<void(const std::string& line)>& warn) {
+  std::vector<std::string> lines = {std::string(refusal.message())};
+  if (control != nullptr) lines = control->AllGather(lines[0]);
+  const auto told = std::find_if(lines.begin(), lines.end(),
+                                 [](const std::string& line) { return !line.empty(); });
+  if (told != lines.end() && warn) warn(*told);
 }
 
 }  // namespace trireme

@@ -4,7 +4,7 @@
 //
 // Nothing is replayed on trust. Capture runs the work both ways on two sets of inputs, and where a
 // replay's outputs are not the eager ones bit for bit, or the work cannot be captured, the key
-// stays eager: counted, and said once. Used by one thread at a time. Must go before the
+// stays eager: counted, and kept to be said once. Used by one thread at a time. Must go before the
 // communicators and the memory that its graphs hold the addresses of.
 #pragma once
 
@@ -19,8 +19,10 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
 #include "kernels/device.h"
 #include "kernels/tensor.h"
+#include "parallel/control_plane.h"
 #include "runtime/graph_stats.h"
 
 namespace trireme {
@@ -58,8 +60,6 @@ class GraphCache {
     // Whether it holds on all ranks that take part in the captured work, which all capture the same
     // keys in the same order and must come to the same end. Empty: there is this rank alone.
     std::function<bool(bool here)> all_ranks{};
-    // Takes one line, at the first key that stays eager for a reason. May be empty.
-    std::function<void(const std::string& line)> warn{};
   };
 
   GraphCache() : GraphCache(Options{.never = EagerReason::kNotCaptured}) {}
@@ -79,6 +79,9 @@ class GraphCache {
   void RunEagerly(EagerReason reason, absl::FunctionRef<void()> work);
 
   const GraphStats& stats() const { return stats_; }
+  // Of the first key that stays eager by this rank's doing, a line for people; OK: there is none.
+  // One that lacked memory (ResourceExhausted) comes before all others.
+  const absl::Status& refusal() const { return refusal_; }
 
  private:
   struct Entry {
@@ -86,11 +89,18 @@ class GraphCache {
     EagerReason reason = EagerReason::kNotCaptured;
   };
   bool OnAllRanks(bool here) const { return options_.all_ranks ? options_.all_ranks(here) : here; }
-  bool Refuse(const GraphKey& key, EagerReason reason, const std::string& why);
+  // `why`: OK where it is another rank's.
+  bool Refuse(const GraphKey& key, EagerReason reason, const absl::Status& why);
 
   Options options_;
   GraphStats stats_;
+  absl::Status refusal_;
   absl::flat_hash_map<GraphKey, Entry> entries_;
 };
+
+// Collective over the ranks of `control` (null: this one alone), after they have captured. `warn`
+// of each, where it is not empty, gets the lowest rank's line of those that have one.
+void TellRefusal(ControlPlane* control, const absl::Status& refusal,
+                 const std::function<void(const std::string& line)>& warn);
 
 }  // namespace trireme

@@ -150,4 +150,23 @@ std::string LedgerTable(const Ledger& planned, const Ledger* measured) {
   return out;
 }
 
+std::string HeldTable(const Ledger& held) {
+  std::string out;
+  const auto line = [&](const char* name, int64_t bytes) {
+    if (bytes > 0) absl::StrAppendFormat(&out, "  %-13s holds %14s\n", name, HumanBytes(bytes));
+  };
+  for (int i = 0; i < kOwners; ++i) line(Name(static_cast<Owner>(i)), held.bytes[i]);
+  line("total", held.total());
+  return out;
+}
+
+absl::Status WithTable(const absl::Status& status, int rank, const std::string& host,
+                       const char* caption, const std::string& table) {
+  if (!absl::IsResourceExhausted(status)) return status;
+  std::string text = absl::StrCat(std::string(status.message()), "\nrank ", rank, " (", host, ") ",
+                                  caption, ":\n", table);
+  text.pop_back();  // the last line's end
+  return absl::ResourceExhaustedError(text);
+}
+
 }  // namespace trireme

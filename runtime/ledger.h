@@ -78,5 +78,11 @@ absl::Status CompareLedgers(const Ledger& planned, const Ledger& measured);
 
 // "weights   planned 1.2 GiB   measured 1.2 GiB" lines; `measured` may be null.
 std::string LedgerTable(const Ledger& planned, const Ledger* measured);
+// "items   holds 1.2 GiB" lines, of those that hold something, and of all.
+std::string HeldTable(const Ledger& held);
+// ResourceExhausted: the same with a table of this rank's behind its line, under `caption`; all
+// else as it is. `rank`: of the job.
+absl::Status WithTable(const absl::Status& status, int rank, const std::string& host,
+                       const char* caption, const std::string& table);
 
 }  // namespace trireme

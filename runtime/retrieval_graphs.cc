@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "kernels/status.h"
 #include "runtime/decode_graphs.h"
@@ -46,7 +47,10 @@ absl::StatusOr<std::unique_ptr<RetrievalGraphs>> RetrievalGraphs::Create(
   std::unique_ptr<RetrievalGraphs> graphs(new RetrievalGraphs(table, group, std::move(wanted)));
   const bool captures = !graphs->options_.never;
   RETURN_IF_ERROR(group.Agree(captures ? graphs->TakeMemory() : absl::OkStatus()));
-  if (captures) graphs->CaptureAll();
+  if (captures) {
+    graphs->CaptureAll();
+    graphs->TellOfCaptures();
+  }
   return graphs;
 }
 
@@ -80,11 +84,12 @@ absl::Status RetrievalGraphs::TakeMemory() {
   if (entries_.empty()) return absl::OkStatus();
   auto memory = Arena::Create(stream_.device(), inputs.total() + largest);
   if (!memory.ok()) {
-    return absl::ResourceExhaustedError(absl::StrFormat(
+    const absl::Status lacks = absl::ResourceExhaustedError(absl::StrFormat(
         "retrieval graphs: searches of up to %d queries with k %d need %.1f MB on this rank; use "
         "fewer, or --no-graphs: %s",
         most, options_.searches[0].k, static_cast<double>(inputs.total() + largest) * 1e-6,
         memory.status().message()));
+    return WithRetrievalLedger(lacks, group_, table_, nullptr);
   }
   memory_ = *std::move(memory);
   inputs_ = SearchInputs::Take(table_, most, 1 + most, excluded, memory_);
@@ -112,7 +117,7 @@ void RetrievalGraphs::CaptureAll() {
     if (!capturing_collective_) return here;
     return group_.Agree(here ? absl::OkStatus() : absl::AbortedError("not here")).ok();
   };
-  cache_ = GraphCache({.never = options_.never, .all_ranks = all_ranks, .warn = options_.warn});
+  cache_ = GraphCache({.never = options_.never, .all_ranks = all_ranks});
   // Replays and eager runs must see the same items.
   const auto lock = table_.shard().ReadLock();
   for (Entry& entry : entries_) {
@@ -122,6 +127,17 @@ void RetrievalGraphs::CaptureAll() {
                     .work = [&] { Run(entry); },
                     .outputs = entry.work.outputs()});
   }
+}
+
+void RetrievalGraphs::TellOfCaptures() const {
+  absl::Status refusal = cache_.refusal();
+  if (absl::IsResourceExhausted(refusal)) {
+    refusal = WithRetrievalLedger(
+        absl::ResourceExhaustedError(absl::StrCat(
+            std::string(refusal.message()), "; use more ranks or a smaller table, or --no-graphs")),
+        group_, table_, this);
+  }
+  TellRefusal(group_.control, refusal, options_.warn);
 }
 
 // All items against no two queries alike, in the other round half of them; each query excludes two
@@ -227,6 +243,12 @@ Ledger RetrievalLedger(const RetrievalTable& table, const RetrievalGraphs* graph
   held[Owner::kActivations] += graphs->bytes();
   held[Owner::kGraphs] = graphs->stats().bytes;
   return held;
+}
+
+absl::Status WithRetrievalLedger(const absl::Status& status, const RetrievalGroup& group,
+                                 const RetrievalTable& table, const RetrievalGraphs* graphs) {
+  return WithTable(status, group.rank(), group.control != nullptr ? group.control->host() : "alone",
+                   "holds", HeldTable(RetrievalLedger(table, graphs)));
 }
 
 }  // namespace trireme

@@ -33,7 +33,9 @@ struct RetrievalGraphOptions {
   int64_t max_excluded = 4096;                          // slots, of a batch's queries
   // Why nothing is to be captured (kOff: --no-graphs); empty: the device decides.
   std::optional<EagerReason> never{};
-  std::function<void(const std::string& line)> warn{};  // as GraphCache's
+  // Takes a line about what could not be captured, with the ledger's behind it where memory is why;
+  // of one rank for all. May be empty.
+  std::function<void(const std::string& line)> warn{};
 };
 
 class RetrievalGraphs {
@@ -72,6 +74,7 @@ class RetrievalGraphs {
                   RetrievalGraphOptions options);
   absl::Status TakeMemory();
   void CaptureAll();
+  void TellOfCaptures() const;
   // The inputs for a batch of so many.
   SearchInputs InputsOf(int64_t batch) const;
   // Enqueues a trial's inputs.
@@ -102,5 +105,9 @@ class RetrievalGraphs {
 // What a table holds on this rank's device, by owner, with the head it was made with and its graphs
 // (may be null): for the ledger of the job. Not while a search is under way.
 Ledger RetrievalLedger(const RetrievalTable& table, const RetrievalGraphs* graphs);
+// Out of memory: the same with that ledger, short of what searches under way have; all else as it
+// is.
+absl::Status WithRetrievalLedger(const absl::Status& status, const RetrievalGroup& group,
+                                 const RetrievalTable& table, const RetrievalGraphs* graphs);
 
 }  // namespace trireme

@@ -60,12 +60,13 @@ class Scan {
     auto memory = table_.search_memory().Take(stream_.device(), bytes.total());
     if (!memory.ok()) {
       const auto mega = [](size_t n) { return static_cast<double>(n) * 1e-6; };
-      return absl::ResourceExhaustedError(absl::StrFormat(
+      const absl::Status lacks = absl::ResourceExhaustedError(absl::StrFormat(
           "retrieval search: a batch of %d with k %d needs %.1f MB on this rank (queries "
           "%.1f, masks %.1f, answers %.1f, kernels %.1f); use fewer candidates or a smaller table: "
           "%s",
           batch_, options_.k, mega(bytes.total()), mega(bytes.queries), mega(bytes.masks),
           mega(bytes.answers), mega(bytes.kernels), memory.status().message()));
+      return WithRetrievalLedger(lacks, group_, table_, graphs_);
     }
     memory_ = *std::move(memory);
     return absl::OkStatus();

@@ -120,7 +120,8 @@ absl::StatusOr<std::unique_ptr<ItemShard>> ItemShard::Create(const MolModel& mod
   const absl::Status allocated = shard->AllocateMemory(stream.device());
   if (!allocated.ok()) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("retrieval table: ", needs(), ": ", allocated.message()));
+        absl::StrCat("retrieval table: ", needs(),
+                     ": use more ranks, bf16 or int8: ", std::string(allocated.message())));
   }
   return shard;
 }

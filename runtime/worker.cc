@@ -89,6 +89,7 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Load(ControlPlane& control,
   RETURN_IF_ERROR(control.Agree(compare()));
   RETURN_IF_ERROR(control.Agree(worker->WithLedger(worker->CaptureGraphs())));
   RETURN_IF_ERROR(control.Agree(compare()));  // with what capturing has taken
+  worker->TellOfGraphs();
   return worker;
 }
 

@@ -40,7 +40,8 @@ struct WorkerOptions {
   std::vector<int64_t> pp_split{};  // layers of each stage; empty = balanced
   bool graphs = true;  // capture decode steps at start-up, where the device can, and replay them
   std::function<void(int64_t bytes, int64_t total)> progress{};
-  // Takes one line about what is slower than it might be; may be empty.
+  // Takes a line about what is slower than it might be, with the ledger's behind it where memory is
+  // why; of one rank for all. May be empty.
   std::function<void(const std::string& line)> warn{};
   // Opens the device; empty: OpenDevice.
   std::function<absl::StatusOr<std::unique_ptr<Device>>(const DeviceOptions&)> open_device{};
@@ -124,6 +125,8 @@ class Worker {
   int64_t communicator_bytes() const;
   // Captures the decode steps of all sizes; worker_graphs.cc.
   absl::Status CaptureGraphs();
+  // Warns of steps that could not be captured. Collective.
+  void TellOfGraphs() const;
   void FillTrial(int64_t sequences, int round, Batch* batch, TensorView hidden);
   // The questions of a trial to the sampler. Last stage only.
   void PrepareTrial(int64_t sequences, int round);

@@ -4,6 +4,7 @@
 #include <ranges>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/status.h"
 #include "models/float_convert.h"
 #include "runtime/decode_graphs.h"
@@ -69,8 +70,7 @@ void Worker::PrepareTrial(int64_t sequences, int round) {
 }
 
 absl::Status Worker::CaptureGraphs() {
-  GraphCache::Options options{.all_ranks = [this](bool here) { return OnAllRanksOfGroup(here); },
-                              .warn = options_.warn};
+  GraphCache::Options options{.all_ranks = [this](bool here) { return OnAllRanksOfGroup(here); }};
   if (!options_.graphs) {
     options.never = EagerReason::kOff;
   } else if (!groups_.tp->capturable()) {
@@ -108,6 +108,17 @@ absl::Status Worker::CaptureGraphs() {
   }
   allocated_bytes_ += device_->allocated_bytes() - allocated_before;
   return stream_->Fault();
+}
+
+void Worker::TellOfGraphs() const {
+  absl::Status refusal = graphs_.refusal();
+  if (absl::IsResourceExhausted(refusal)) {
+    refusal = WithLedger(absl::ResourceExhaustedError(absl::StrCat(
+        std::string(refusal.message()),
+        "; lower --kv-cache-memory or --memory-limit to leave memory for graphs, or give "
+        "--no-graphs")));
+  }
+  TellRefusal(control_, refusal, options_.warn);
 }
 
 }  // namespace trireme

@@ -4,7 +4,6 @@
 #include <limits>
 #include <string>
 
-#include "absl/strings/str_cat.h"
 #include "kernels/status.h"
 #include "runtime/worker.h"
 
@@ -67,12 +66,8 @@ int64_t Worker::communicator_bytes() const {
 }
 
 absl::Status Worker::WithLedger(const absl::Status& status) const {
-  if (!absl::IsResourceExhausted(status)) return status;
-  std::string table = LedgerTable(planned_ledger(), nullptr);
-  table.pop_back();  // the last line's end
-  return absl::ResourceExhaustedError(absl::StrCat(status.message(), "\nrank ", control_->rank(),
-                                                   " (", control_->host(), ") holds at the most:\n",
-                                                   table));
+  return WithTable(status, control_->rank(), control_->host(), "holds at the most",
+                   LedgerTable(planned_ledger(), nullptr));
 }
 
 Ledger Worker::planned_ledger() const {

@@ -224,10 +224,38 @@ TEST_F(EngineGraphsTest, ACaptureThatFailsLeavesItsSizeEager) {
     EXPECT_GT(stats.graphs.eager_runs(EagerReason::kCaptureFailed), 0);
   });
   ASSERT_EQ(warnings.size(), 1u);
-  EXPECT_NE(warnings[0].find("decode of 2 runs without a graph: it could not be captured (out of "
-                             "memory)"),
-            std::string::npos)
+  EXPECT_EQ(warnings[0].find(
+                "decode of 2 runs without a graph: it could not be captured (out of memory); more "
+                "are counted, not told; lower --kv-cache-memory or --memory-limit to leave memory "
+                "for graphs, or give --no-graphs\nrank 0 ("),
+            0u)
       << warnings[0];
+  for (const char* part : {") holds at the most:\n  weights ", "\n  graphs ", "\n  total "})
+    EXPECT_NE(warnings[0].find(part), std::string::npos) << part << warnings[0];
+}
+
+// Rank 0 is who speaks.
+TEST_F(EngineGraphsTest, AStageThatLacksMemoryForAllItsGraphsIsToldOfOnce) {
+  const Topology topology{.pp_size = World().size()};
+  if (!Fits(topology)) return;
+  const int last = World().size() - 1;
+  int captures = 0;
+  HostCudaTestHooks().captured = [&captures, last]() -> absl::Status {
+    if (World().rank() != last || ++captures == 1) return absl::OkStatus();
+    return absl::ResourceExhaustedError("out of memory");
+  };
+  std::vector<std::string> warnings;
+  WorkerOptions options = OptionsOf(true);
+  options.dtype = DType::kF32;
+  options.warn = [&warnings](const std::string& line) { warnings.push_back(line); };
+  const auto worker = Worker::Load(World(), topology, GoldenModel(kModel), options);
+  ASSERT_TRUE(worker.ok()) << worker.status().message();
+  const bool here = World().rank() == last;
+  EXPECT_EQ((*worker)->graph_stats().graphs == 0, here);
+  ASSERT_EQ(warnings.size(), 1u);
+  EXPECT_NE(warnings[0].find("\nrank " + std::to_string(last) + " ("), std::string::npos)
+      << warnings[0];
+  World().Barrier();
 }
 
 // On one rank; all of them hear of it.

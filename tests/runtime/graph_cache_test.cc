@@ -33,8 +33,7 @@ class GraphCacheTest : public ::testing::Test {
             .outputs = {ConstTensorView(out_.data(), DType::kI32, {4})}};
   }
   GraphCache Cache(std::function<bool(bool)> all_ranks = {}) {
-    return GraphCache({.all_ranks = std::move(all_ranks),
-                       .warn = [this](const std::string& line) { warnings_.push_back(line); }});
+    return GraphCache({.all_ranks = std::move(all_ranks)});
   }
   // Runs the key on new inputs; what comes out must be right either way. Was it replayed?
   bool Replays(GraphCache& cache, const GraphKey& key) {
@@ -50,7 +49,6 @@ class GraphCacheTest : public ::testing::Test {
   HostDevice device_;
   RecordingStream stream_{&device_};
   std::array<int32_t, 4> in_{}, out_{};
-  std::vector<std::string> warnings_;
   int enqueued_ = 0, value_ = 1000;
 };
 
@@ -63,7 +61,7 @@ TEST_F(GraphCacheTest, ReplaysWhatWasCapturedOnNewInputs) {
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(Replays(cache, key));
   EXPECT_EQ(cache.stats().graphs, 1);
   EXPECT_EQ(cache.stats().bytes, RecordingStream::kGraphBytes);
-  EXPECT_TRUE(warnings_.empty());
+  EXPECT_TRUE(cache.refusal().ok());
 }
 
 TEST_F(GraphCacheTest, AKeyIsItsWorkItsSizeAndItsVariant) {
@@ -78,9 +76,9 @@ TEST_F(GraphCacheTest, AKeyIsItsWorkItsSizeAndItsVariant) {
   EXPECT_EQ(cache.stats().eager_runs(EagerReason::kNotCaptured), 3);
 }
 
-TEST_F(GraphCacheTest, WhatCannotBeCapturedStaysEagerAndIsSaidOnce) {
+TEST_F(GraphCacheTest, WhatCannotBeCapturedStaysEagerAndIsKeptToBeSaidOnce) {
   GraphCache cache = Cache();
-  stream_.capture_status = absl::InternalError("gpu: out of memory");
+  stream_.capture_status = absl::InternalError("gpu: unwell");
   for (const int64_t size : {1, 2}) {
     EXPECT_FALSE(
         cache.Capture(stream_, {.work = "triple", .size = size}, TrialOf([this] { Triple(); })));
@@ -92,10 +90,31 @@ TEST_F(GraphCacheTest, WhatCannotBeCapturedStaysEagerAndIsSaidOnce) {
   EXPECT_TRUE(Replays(cache, {.work = "triple", .size = 3}));
   EXPECT_EQ(cache.stats().refusals(EagerReason::kCaptureFailed), 2);
   EXPECT_EQ(cache.stats().eager_runs(EagerReason::kCaptureFailed), 2);
-  ASSERT_EQ(warnings_.size(), 1u);
-  EXPECT_EQ(warnings_[0],
-            "triple of 1 runs without a graph: it could not be captured (gpu: out of memory); more "
-            "of the kind are counted, not told");
+  EXPECT_EQ(cache.refusal(),
+            absl::InternalError("triple of 1 runs without a graph: it could not be captured (gpu: "
+                                "unwell); more are counted, not told"));
+}
+
+// Whose owner knows what to lower.
+TEST_F(GraphCacheTest, WhatLackedMemoryIsSaidBeforeAllElse) {
+  GraphCache cache = Cache();
+  int64_t size = 0;
+  for (const absl::Status& status :
+       {absl::InternalError("unwell"), absl::ResourceExhaustedError("full"),
+        absl::ResourceExhaustedError("fuller"), absl::InternalError("unwell")}) {
+    stream_.capture_status = status;
+    EXPECT_FALSE(
+        cache.Capture(stream_, {.work = "triple", .size = ++size}, TrialOf([this] { Triple(); })));
+  }
+  EXPECT_EQ(cache.refusal(),
+            absl::ResourceExhaustedError("triple of 2 runs without a graph: it could not be "
+                                         "captured (full); more are counted, not told"));
+  std::vector<std::string> told;
+  const auto tell = [&told](const std::string& line) { told.push_back(line); };
+  TellRefusal(nullptr, cache.refusal(), tell);
+  TellRefusal(nullptr, absl::OkStatus(), tell);
+  TellRefusal(nullptr, cache.refusal(), nullptr);
+  EXPECT_EQ(told, std::vector<std::string>{std::string(cache.refusal().message())});
 }
 
 TEST_F(GraphCacheTest, AValueOfTheHostIsFoundOutAndTheKeyStaysEager) {
@@ -111,8 +130,7 @@ TEST_F(GraphCacheTest, AValueOfTheHostIsFoundOutAndTheKeyStaysEager) {
   EXPECT_EQ(cache.stats().bytes, 0);
   EXPECT_EQ(cache.stats().refusals(EagerReason::kNotEqual), 1);
   EXPECT_EQ(cache.stats().eager_runs(EagerReason::kNotEqual), 1);
-  ASSERT_EQ(warnings_.size(), 1u);
-  EXPECT_NE(warnings_[0].find("other bits"), std::string::npos) << warnings_[0];
+  EXPECT_NE(cache.refusal().message().find("other bits"), std::string::npos) << cache.refusal();
 }
 
 // Work done behind the stream's back is not in the graph. The eager run before must not hide that.
@@ -127,7 +145,6 @@ TEST_F(GraphCacheTest, AReplayThatDoesNothingIsFoundOut) {
 TEST_F(GraphCacheTest, WhatAnotherRankCannotDoIsNotDoneHere) {
   // The first question is whether the capture succeeded, the second whether the replay was equal.
   for (const int refuses : {0, 1}) {
-    warnings_.clear();
     int asked = 0;
     GraphCache cache = Cache([&](bool here) { return here && asked++ != refuses; });
     const GraphKey key{.work = "triple"};
@@ -137,8 +154,7 @@ TEST_F(GraphCacheTest, WhatAnotherRankCannotDoIsNotDoneHere) {
     EXPECT_EQ(
         cache.stats().refusals(refuses == 0 ? EagerReason::kCaptureFailed : EagerReason::kNotEqual),
         1);
-    ASSERT_EQ(warnings_.size(), 1u);
-    EXPECT_NE(warnings_[0].find("another rank"), std::string::npos) << warnings_[0];
+    EXPECT_TRUE(cache.refusal().ok()) << "the other rank says why";
   }
 }
 
@@ -149,8 +165,7 @@ TEST_F(GraphCacheTest, AFaultOfTheDeviceStaysInStepWithTheOtherRanks) {
   stream_.synchronize_status = absl::InternalError("gpu: lost");
   EXPECT_FALSE(cache.Capture(stream_, {.work = "triple"}, TrialOf([this] { Triple(); })));
   EXPECT_EQ(asked, 1);
-  ASSERT_EQ(warnings_.size(), 1u);
-  EXPECT_NE(warnings_[0].find("gpu: lost"), std::string::npos) << warnings_[0];
+  EXPECT_NE(cache.refusal().message().find("gpu: lost"), std::string::npos) << cache.refusal();
 }
 
 TEST_F(GraphCacheTest, GraphsGoWithTheCache) {

@@ -221,10 +221,34 @@ TEST_F(RetrievalGraphsTest, GraphsThatAreOffOrCannotBeCapturedCostNothingElse) {
   ExpectEqual(*table, *failed, SomeQueries(3, 8), Best(RetrievalMode::kPruned));
   EXPECT_EQ(failed->stats().replays, here ? 0 : 1);
   EXPECT_EQ(failed->stats().refusals(EagerReason::kCaptureFailed), here ? NumGraphs() : 0);
-  ASSERT_EQ(warnings.size(), here ? 1u : 0u);
-  if (here) {
-    EXPECT_NE(warnings[0].find("exact search of 1 runs without a graph"), std::string::npos);
-  }
+  ASSERT_EQ(warnings.size(), 1u) << "on all ranks, of the one that could not";
+  EXPECT_EQ(warnings[0],
+            "exact search of 1 runs without a graph: it could not be captured (no captures today); "
+            "more are counted, not told");
+}
+
+TEST_F(RetrievalGraphsTest, CapturesWithoutMemoryShowWhatTheRankHolds) {
+  const auto table = Table();
+  std::vector<std::string> warnings;
+  RetrievalGraphOptions options = Options();
+  options.warn = [&](const std::string& line) { warnings.push_back(line); };
+  const int last = World().size() - 1;
+  HostCudaTestHooks().captured = [last] {
+    return World().rank() == last ? absl::ResourceExhaustedError("out of memory")
+                                  : absl::OkStatus();
+  };
+  const auto graphs = RetrievalGraphs::Create(*table, group_, options).value();
+  HostCudaTestHooks().captured = nullptr;
+  EXPECT_EQ(graphs->stats().graphs == 0, World().rank() == last);
+  ASSERT_EQ(warnings.size(), 1u);
+  EXPECT_EQ(warnings[0].find("exact search of 1 runs without a graph: it could not be captured "
+                             "(out of memory); more are counted, not told; use more ranks or a "
+                             "smaller table, or --no-graphs\nrank " +
+                             std::to_string(last) + " ("),
+            0u)
+      << warnings[0];
+  for (const char* part : {") holds:\n  weights ", "\n  items ", "\n  total "})
+    EXPECT_NE(warnings[0].find(part), std::string::npos) << part << warnings[0];
 }
 
 // Says that its calls may be captured, though they go through the host.
@@ -282,9 +306,9 @@ TEST_F(RetrievalGraphsTest, OneRankWithoutMemoryIsAStatusOnAll) {
   }
   const auto graphs = RetrievalGraphs::Create(*table, group_, Options());
   EXPECT_EQ(graphs.status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_NE(graphs.status().message().find("searches of up to 9 queries with k 12 need"),
-            std::string::npos)
-      << graphs.status();
+  for (const char* part :
+       {"searches of up to 9 queries with k 12 need", ") holds:\n  weights ", "\n  items "})
+    EXPECT_NE(graphs.status().message().find(part), std::string::npos) << part << graphs.status();
 }
 
 TEST_F(RetrievalGraphsTest, AServiceReplays) {

@@ -233,8 +233,9 @@ TEST_F(RetrievalDeviceMemoryTest, ATableThatDoesNotFitNamesItsOwners) {
     made = table.ok();
     if (made) break;
     EXPECT_EQ(table.status().code(), absl::StatusCode::kResourceExhausted);
-    for (const char* part : {"retrieval table: 400 items need ", "(items ", ", ids ",
-                             ", attributes ", ", projection ", "the device is full"}) {
+    for (const char* part :
+         {"retrieval table: 400 items need ", "(items ", ", ids ", ", attributes ", ", projection ",
+          "): use more ranks, bf16 or int8: the device is full"}) {
       EXPECT_NE(table.status().message().find(part), std::string::npos) << table.status();
     }
   }
@@ -253,8 +254,10 @@ TEST_F(RetrievalDeviceMemoryTest, ASearchWithoutMemoryFailsAndNothingElse) {
     for (const RetrievalAnswer& failed : *all_failed) {
       EXPECT_EQ(failed.status.code(), absl::StatusCode::kResourceExhausted);
       EXPECT_FALSE(failed.exact);
-      for (const char* part : {"retrieval search: a batch of 1 with k 30 needs ", "(queries ",
-                               ", masks ", ", answers ", ", kernels ", "the device is full"}) {
+      for (const char* part :
+           {"retrieval search: a batch of 1 with k 30 needs ", "(queries ", ", masks ",
+            ", answers ", ", kernels ", "the device is full\nrank 0 (", ") holds:\n  weights ",
+            "\n  items "}) {
         EXPECT_NE(failed.status.message().find(part), std::string::npos) << failed.status;
       }
     }
