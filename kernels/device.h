@@ -55,7 +55,10 @@ struct DeviceSpec {
   int64_t memory_bytes = 0;  // total memory of the device
   std::string identity;      // of the accelerator on its host; empty for the CPU
   int multiprocessors = 1;   // GPU: blocks that run side by side, at the least
-  int64_t max_head_dim = 0;  // that PagedAttention takes; 0: any
+  // What PagedAttention takes; 0: any.
+  int64_t max_head_dim = 0;
+  int64_t max_cache_rows = 0;  // tokens of all pages times kv heads
+  int64_t max_page_reach = 0;  // tokens of a sequence's pages times tokens of a page
 };
 
 class Device {

@@ -343,9 +343,9 @@ ItemShard::BlockWindow::BlockWindow(const ItemShard& shard, Stream& stream)
   copy_.resize(bytes);
 }
 
-void ItemShard::BlockWindow::MoveTo(int64_t block) {
-  if (block == block_) return;
-  CHECK(Flush().ok());
+absl::Status ItemShard::BlockWindow::MoveTo(int64_t block) {
+  if (block == block_) return absl::OkStatus();
+  RETURN_IF_ERROR(Flush());
   block_ = block;
   char* host = copy_.data();
   for (Part& part : parts_) {
@@ -354,7 +354,7 @@ void ItemShard::BlockWindow::MoveTo(int64_t block) {
     host += part.block_bytes();
     if (!copy_.empty()) stream_.Copy(part.host, there, part.block_bytes());
   }
-  CHECK(stream_.Synchronize().ok());
+  return stream_.Synchronize();
 }
 
 absl::Status ItemShard::BlockWindow::Flush() {
@@ -368,8 +368,8 @@ absl::Status ItemShard::BlockWindow::Flush() {
 }
 
 template <typename Visit>
-void ItemShard::ForEachElement(BlockWindow& window, int32_t slot, Visit&& visit) {
-  window.MoveTo(slot / kMolBlockRows);
+absl::Status ItemShard::ForEachElement(BlockWindow& window, int32_t slot, Visit&& visit) {
+  RETURN_IF_ERROR(window.MoveTo(slot / kMolBlockRows));
   for (const BlockWindow::Part& part : window.parts_) {
     for (int64_t v = 0; v < part.vectors; ++v) {
       char* vector = part.host + v * part.values * kMolBlockRows * part.element;
@@ -378,6 +378,7 @@ void ItemShard::ForEachElement(BlockWindow& window, int32_t slot, Visit&& visit)
       }
     }
   }
+  return absl::OkStatus();
 }
 
 int64_t ItemShard::row_bytes() const {
@@ -391,7 +392,7 @@ std::vector<int32_t> ItemShard::OccupiedSlots() const {
   return slots;
 }
 
-void ItemShard::ExportRow(BlockWindow& window, int32_t slot, char* out) const {
+absl::Status ItemShard::ExportRow(BlockWindow& window, int32_t slot, char* out) const {
   const auto put = [&out](const void* from, int64_t bytes) {
     if (bytes == 0) return;
     std::memcpy(out, from, bytes);
@@ -408,10 +409,10 @@ void ItemShard::ExportRow(BlockWindow& window, int32_t slot, char* out) const {
     }
     put(&word, 8);
   }
-  ForEachElement(window, slot, [&](const char* at, int64_t bytes) { put(at, bytes); });
+  return ForEachElement(window, slot, [&](const char* at, int64_t bytes) { put(at, bytes); });
 }
 
-bool ItemShard::ImportRow(BlockWindow& window, const char* row) {
+absl::StatusOr<bool> ItemShard::ImportRow(BlockWindow& window, const char* row) {
   const std::unique_lock<std::shared_mutex> lock(mutex_);
   const auto get = [&row](void* to, int64_t bytes) {
     if (bytes == 0) return;  // `to` may be null
@@ -435,7 +436,7 @@ bool ItemShard::ImportRow(BlockWindow& window, const char* row) {
   std::vector<uint64_t> words(attribute_words());
   get(words.data(), attribute_words() * 8);
   SetAttributes(slot, words.data());
-  ForEachElement(window, slot, [&](char* at, int64_t bytes) { get(at, bytes); });
+  RETURN_IF_ERROR(ForEachElement(window, slot, [&](char* at, int64_t bytes) { get(at, bytes); }));
   window.written_ = true;
   return true;
 }

@@ -112,7 +112,8 @@ class ItemShard {
       char* host;
       int64_t block_bytes() const { return vectors * values * element * kMolBlockRows; }
     };
-    void MoveTo(int64_t block);
+    // An error of the stream: what the host sees is no block of the table.
+    absl::Status MoveTo(int64_t block);
 
     const ItemShard& shard_;
     Stream& stream_;
@@ -121,9 +122,10 @@ class ItemShard {
     int64_t block_ = -1;
     bool written_ = false;
   };
-  void ExportRow(BlockWindow& window, int32_t slot, char* out) const;
-  // REQUIRES: a free slot, no item of this id. False when the id is there already.
-  bool ImportRow(BlockWindow& window, const char* row);
+  // Errors of these two are the stream's.
+  absl::Status ExportRow(BlockWindow& window, int32_t slot, char* out) const;
+  // REQUIRES: a free slot. False when an item of this id is there already.
+  absl::StatusOr<bool> ImportRow(BlockWindow& window, const char* row);
 
  private:
   struct SlotHash {
@@ -152,7 +154,7 @@ class ItemShard {
   void SetAttributes(int32_t slot, const uint64_t* words);
   // Calls visit(pointer to a lane's element, bytes of it) for everything stored of a slot.
   template <typename Visit>
-  static void ForEachElement(BlockWindow& window, int32_t slot, Visit&& visit);
+  static absl::Status ForEachElement(BlockWindow& window, int32_t slot, Visit&& visit);
   // Takes places of slots [begin, end) over to the device, where it has a copy of its own.
   void CopyOrder(Stream& stream, int64_t begin, int64_t end) const;
 

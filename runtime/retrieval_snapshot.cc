@@ -65,7 +65,7 @@ absl::Status WriteRows(const ItemShard& shard, Stream& stream, const std::string
   for (int64_t first = 0; first < *rows; first += kChunkRows) {
     const int64_t count = std::min(kChunkRows, *rows - first);
     for (int64_t i = 0; i < count; ++i) {
-      shard.ExportRow(window, slots[first + i], chunk.data() + i * row_bytes);
+      RETURN_IF_ERROR(shard.ExportRow(window, slots[first + i], chunk.data() + i * row_bytes));
     }
     const uint64_t checksum = Checksum(chunk.data(), count * row_bytes);
     RETURN_IF_ERROR(file->Write(chunk.data(), count * row_bytes));
@@ -228,7 +228,10 @@ class RowReader {
       for (int64_t r = 0; status.ok() && r < rows; ++r) {
         const int64_t row = c * kChunkRows + r;
         if (row < from || row >= to) continue;
-        if (!take(chunk.data() + r * manifest_.row_bytes)) {
+        const absl::StatusOr<bool> taken = take(chunk.data() + r * manifest_.row_bytes);
+        if (!taken.ok()) {
+          status = taken.status();
+        } else if (!*taken) {
           status = absl::DataLossError(absl::StrCat(path, ": row ", row, " repeats an item id"));
         }
       }
@@ -388,8 +391,10 @@ absl::StatusOr<std::unique_ptr<RetrievalTable>> RetrievalTable::LoadSnapshot(
   }
   int64_t done = 0;
   ItemShard::BlockWindow window(*table->shard_, *group.stream);
-  status = RowReader(dir, *manifest).Read(begin, end, [&](const char* row) {
-    if (table->shard_->free_slots() == 0 || !table->shard_->ImportRow(window, row)) return false;
+  status = RowReader(dir, *manifest).Read(begin, end, [&](const char* row) -> absl::StatusOr<bool> {
+    if (table->shard_->free_slots() == 0) return false;
+    ASSIGN_OR_RETURN(const bool is_new, table->shard_->ImportRow(window, row));
+    if (!is_new) return false;
     if (options.progress && ++done % kChunkRows == 0) options.progress(done, end - begin);
     return true;
   });

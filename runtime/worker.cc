@@ -24,6 +24,29 @@ absl::Status CheckTakenBy(const DeviceSpec& spec, const ModelConfig& config) {
                                                  "; use --device cpu"));
 }
 
+// The cache's sizes, once num_pages is known.
+absl::Status CheckCacheTakenBy(const DeviceSpec& spec, const ModelConfig& config, int tp_size,
+                               const WorkerOptions& o) {
+  const auto reach = [&o](int64_t page) {
+    return (o.max_model_len + page - 1) / page * page * page;
+  };
+  if (spec.max_page_reach > 0 && reach(o.page_size) > spec.max_page_reach) {
+    int64_t taken = o.page_size;
+    while (taken > 1 && reach(taken) > spec.max_page_reach) --taken;
+    return absl::InvalidArgumentError(absl::StrCat("--page-size ", o.page_size, ": ", spec.name,
+                                                   " takes up to ", taken, " with sequences of ",
+                                                   o.max_model_len, " tokens (--max-model-len)"));
+  }
+  const int64_t page_rows = o.page_size * std::max<int64_t>(1, config.num_kv_heads / tp_size);
+  if (spec.max_cache_rows > 0 && o.num_pages > spec.max_cache_rows / page_rows) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a KV cache of ", o.num_pages, " pages of ", o.page_size,
+                     " tokens: ", spec.name, " takes up to ", spec.max_cache_rows / page_rows,
+                     " pages; lower --kv-cache-memory, --max-num-seqs or --max-model-len"));
+  }
+  return absl::OkStatus();
+}
+
 void TakeInto(absl::StatusOr<std::vector<float>> values, std::vector<float>* out,
               StepResult* result) {
   if (values.ok()) {
@@ -75,6 +98,8 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Load(ControlPlane& control,
   }
   RETURN_IF_ERROR(control.Agree(worker->ResolveOptions()));
   RETURN_IF_ERROR(control.Agree(worker->SizePool()));  // before weights are read in vain
+  RETURN_IF_ERROR(control.Agree(CheckCacheTakenBy(worker->device_->spec(), worker->config_,
+                                                  topology.tp_size, worker->options_)));
   absl::StatusOr<std::unique_ptr<WeightLoader>> loader = WeightLoader::Open(model_dir);
   RETURN_IF_ERROR(control.Agree(loader.status()));
   ASSIGN_OR_RETURN(std::vector<float> row_maxima, worker->GatherRowMaxima(**loader));

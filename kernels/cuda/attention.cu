@@ -107,8 +107,8 @@ void PagedAttention(Stream& stream, ConstTensorView q, const PagedKv& kv, ConstT
   const int64_t d = kv.k.dim(3), sequences = kv_lens.dim(0), kv_heads = kv.k.dim(2);
   CHECK_LE(d, kMaxHeadDim) << "head_dim";
   const auto page_size = static_cast<uint64_t>(kv.k.dim(1));
-  CHECK_LT(kv.page_tables.dim(1) * kv.k.dim(1) * kv.k.dim(1), int64_t{1} << 32) << "page size";
-  CHECK_LT(kv.k.dim(0) * kv.k.dim(1) * kv.k.dim(2), int64_t{1} << 31) << "rows of the cache";
+  CHECK_LE(kv.page_tables.dim(1) * kv.k.dim(1) * kv.k.dim(1), kMaxPageReach) << "page size";
+  CHECK_LE(kv.k.dim(0) * kv.k.dim(1) * kv.k.dim(2), kMaxCacheRows) << "rows of the cache";
   const AttentionDesc desc{
       .dtype = q.dtype,
       .head_dim = d,

@@ -10,6 +10,10 @@ namespace trireme::cuda {
 
 // Of the kernel for any type, whose rows' sums lie in registers.
 inline constexpr int kMaxHeadDim = 256;
+// The cache's rows are counted in 32 bits with a sign. A key's page is found by a multiplication
+// that is exact while keys times tokens of a page fit into 32 bits.
+inline constexpr int64_t kMaxCacheRows = (int64_t{1} << 31) - 1;
+inline constexpr int64_t kMaxPageReach = (int64_t{1} << 32) - 1;
 
 struct AttentionDesc {
   DType dtype = DType::kBF16;

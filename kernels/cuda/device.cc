@@ -38,6 +38,8 @@ class CudaDevice final : public Device {
     spec_.identity = IdentityOf(properties);
     spec_.multiprocessors = properties.multiProcessorCount;
     spec_.max_head_dim = kMaxHeadDim;
+    spec_.max_cache_rows = kMaxCacheRows;
+    spec_.max_page_reach = kMaxPageReach;
     spec_.memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
   }
   absl::StatusOr<Buffer> Allocate(size_t bytes) override {

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/cuda/attention.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/stream_errors.h"
 #include "tests/host_cuda/cuda_runtime_double.h"
@@ -176,6 +177,8 @@ TEST_F(CudaDeviceTest, ARanksGpuIsTheNthThatIsSupported) {
     EXPECT_EQ((*device)->spec().name, name);
     EXPECT_EQ((*device)->spec().identity, UsableDevices().value()[local_index % 2]);
     EXPECT_EQ((*device)->spec().max_head_dim, 256);
+    EXPECT_EQ((*device)->spec().max_cache_rows, kMaxCacheRows);
+    EXPECT_EQ((*device)->spec().max_page_reach, kMaxPageReach);
   }
 }
 

@@ -120,6 +120,8 @@ class HostCudaDevice final : public Device {
     spec_.multiprocessors = 2;  // so that persistent blocks have several items each
     spec_.host_memory = !hidden;
     spec_.max_head_dim = cuda::kMaxHeadDim;
+    spec_.max_cache_rows = cuda::kMaxCacheRows;
+    spec_.max_page_reach = cuda::kMaxPageReach;
     if (!hidden) return;
     host_cuda::DefaultOptions().around_launch = [](bool begins) {
       HiddenMemory::Get().Open(begins);

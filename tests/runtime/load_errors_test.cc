@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <utility>
@@ -89,6 +90,36 @@ TEST_F(LoadErrorsTest, AHeadThatTheDeviceDoesNotTakeIsRefusedBeforeWeightsAreRea
   const absl::Status status = Load(scratch.path());
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(status.message(), "head_dim 320: host_cuda takes up to 256; use --device cpu");
+  EXPECT_EQ(allocations, 0);
+}
+
+TEST_F(LoadErrorsTest, ACacheThatTheDeviceDoesNotTakeIsRefusedBeforeWeightsAreRead) {
+  const ScratchDir scratch;
+  ModelConfig config = LoadModelConfig(GoldenModel("tiny-llama3")).value();
+  config.max_positions = 10 << 20;
+  WriteRandomCheckpoint(scratch.path(), config);
+  int allocations = 0;
+  HostCudaTestHooks().allocating = [&](size_t) {
+    ++allocations;
+    return absl::OkStatus();
+  };
+  WorkerOptions options = Options();
+  options.max_model_len = 10 << 20;
+  options.page_size = 1024;
+  absl::Status status = Load(scratch.path(), options);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(status.message(),
+            "--page-size 1024: host_cuda takes up to 409 with sequences of 10485760 tokens "
+            "(--max-model-len)");
+  const int64_t page_rows = 409 * std::max<int64_t>(1, config.num_kv_heads / World().size());
+  options.page_size = 409;
+  options.num_pages = ((int64_t{1} << 31) - 1) / page_rows + 1;
+  status = Load(scratch.path(), options);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(status.message(),
+            absl::StrCat("a KV cache of ", options.num_pages,
+                         " pages of 409 tokens: host_cuda takes up to ", options.num_pages - 1,
+                         " pages; lower --kv-cache-memory, --max-num-seqs or --max-model-len"));
   EXPECT_EQ(allocations, 0);
 }
 

@@ -182,7 +182,7 @@ TEST(RetrievalMemoryTest, PutsOfSeveralThreadsDoNotMix) {
   const auto row = [&](const ItemShard& shard, int64_t id) {
     std::vector<char> bytes(shard.row_bytes());
     ItemShard::BlockWindow window(shard, *place.stream);
-    shard.ExportRow(window, shard.Find(id).value(), bytes.data());
+    EXPECT_TRUE(shard.ExportRow(window, shard.Find(id).value(), bytes.data()).ok());
     return bytes;
   };
   for (const int64_t id : items.ids) ASSERT_EQ(row(*together, id), row(*alone, id)) << id;
@@ -205,6 +205,40 @@ TEST(RetrievalMemoryTest, AnErrorOfTheStreamIsAStatus) {
   EXPECT_EQ(failed.status().message(), FailingDevice::kError);
   EXPECT_EQ(shard->size(), 0) << "items were entered that could not be projected";
   EXPECT_TRUE(shard->Put(*stream, ten).ok());
+
+  std::vector<char> row(shard->row_bytes());
+  ItemShard::BlockWindow window(*shard, *stream);
+  fail = true;
+  EXPECT_EQ(shard->ExportRow(window, 0, row.data()).message(), FailingDevice::kError);
+  ASSERT_TRUE(shard->ExportRow(window, 0, row.data()).ok());
+  EXPECT_FALSE(shard->ImportRow(window, row.data()).value()) << "its id is there";
+  ASSERT_TRUE(shard->Erase(0));
+  ItemShard::BlockWindow other(*shard, *stream);
+  fail = true;
+  EXPECT_EQ(shard->ImportRow(other, row.data()).status().message(), FailingDevice::kError);
+}
+
+// Of all ranks, as a snapshot is: nothing of it is read with a device that is lost.
+TEST(RetrievalMemoryTest, AnErrorOfTheStreamEndsASnapshot) {
+  Place place(Cpu());
+  std::atomic<bool> fail = false;
+  FailingDevice failing(Cpu(), &fail);
+  const auto stream = failing.NewStream().value();
+  const auto self = NewSelfCommunicator();
+  const RetrievalGroup group{nullptr, self.get(), stream.get()};
+  RetrievalTableOptions options;
+  options.capacity = kItems;
+  const auto table = RetrievalTable::Create(group, *place.model, {}, options).value();
+  ASSERT_TRUE(table->Upsert(SomeItems(0, kItems, 1)).ok());
+  const ScratchDir scratch;
+  const std::string dir = scratch.path() + "/snapshot";
+  fail = true;
+  EXPECT_EQ(table->SaveSnapshot(dir).message(), FailingDevice::kError);
+  ASSERT_TRUE(table->SaveSnapshot(dir).ok());
+  fail = true;
+  EXPECT_EQ(RetrievalTable::LoadSnapshot(group, *place.model, dir, {}).status().message(),
+            FailingDevice::kError);
+  EXPECT_TRUE(RetrievalTable::LoadSnapshot(group, *place.model, dir, {}).ok());
 }
 
 #if defined(TRIREME_HOST_CUDA)
