@@ -27,7 +27,7 @@ struct NcclGroup {
   // before the next begins.
   bool shared_gpu = false;
   // Small sums go through this memory where that is faster (NewCudaPeerMemory), found out by
-  // Reserve; null: all through NCCL.
+  // ChooseSums; null: all through NCCL.
   std::shared_ptr<PeerMapping> peers = nullptr;
 };
 

@@ -86,6 +86,37 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize() { return Cuda().synchronize; }
+cudaError_t cudaDeviceGetPCIBusId(char* id, int bytes, int device) {
+  std::snprintf(id, static_cast<size_t>(bytes), "0000:%02x:00.0", device);
+  return cudaSuccess;
+}
+// A process sees its own GPUs alone.
+cudaError_t cudaDeviceGetByPCIBusId(int*, const char*) { return cudaErrorInvalidDevice; }
+cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) {
+  *can = 1;
+  return cudaSuccess;
+}
+
+cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void*) {
+  std::memset(handle, 0, sizeof(*handle));
+  return cudaSuccess;
+}
+// Memory of another process: an address that is not to be touched.
+cudaError_t cudaIpcOpenMemHandle(void** data, cudaIpcMemHandle_t, unsigned) {
+  static char elsewhere;
+  *data = &elsewhere;
+  return cudaSuccess;
+}
+cudaError_t cudaIpcCloseMemHandle(void*) { return cudaSuccess; }
+cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
+  *device = host;
+  return cudaSuccess;
+}
 
 cudaError_t cudaMalloc(void** data, size_t bytes) {
   if (Cuda().allocation == cudaSuccess) *data = std::malloc(bytes);
@@ -110,6 +141,9 @@ cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total) {
 cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, cudaMemcpyKind,
                             cudaStream_t) {
   return DoCopy([=] { std::memmove(dst, src, bytes); });
+}
+cudaError_t cudaMemcpy(void* dst, const void* src, size_t bytes, cudaMemcpyKind) {
+  return cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, nullptr);
 }
 cudaError_t cudaMemcpy2DAsync(void* dst, size_t dst_stride, const void* src, size_t src_stride,
                               size_t bytes, size_t rows, cudaMemcpyKind, cudaStream_t) {
@@ -167,6 +201,17 @@ cudaError_t cudaStreamSynchronize(cudaStream_t) {
   return Cuda().synchronize;
 }
 cudaError_t cudaStreamQuery(cudaStream_t) { return Cuda().synchronize; }
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
+cudaError_t cudaEventQuery(cudaEvent_t) { return Cuda().synchronize; }
+cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) {
+  *ms = 1.0f;
+  return cudaSuccess;
+}
 cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) { return cudaSuccess; }
 cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
   *graph = static_cast<cudaGraph_t>(std::malloc(1));
