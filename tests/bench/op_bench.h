@@ -57,6 +57,8 @@ void Measure(benchmark::State& state, Op&& op) {
 // Rates by `cost`, and % of the ceilings; `dtype` is what the arithmetic is done in.
 void Report(benchmark::State& state, const OpCost& cost, DType dtype);
 
+// Linear layers (op_bench_matmul.cc).
+void RegisterMatMuls();
 // Norms, activations, sums, look-ups, penalties (op_bench_rows.cc).
 void RegisterRowOps();
 // Embedding, RoPE and the KV store, sampling (op_bench_tokens.cc).
