@@ -64,10 +64,11 @@ class PeerSums::Trial {
 
   TensorView Data(int64_t bytes) const { return {data_, kTrialType, {bytes / 2}}; }
 
-  // Whether both ways over peers give NCCL's bits here.
+  // Whether the ways over peers that take so many bytes give NCCL's bits here.
   bool Agrees(int64_t bytes) {
     const std::vector<BF16> expected = Result(bytes, [&] { nccl_.sum(Data(bytes)); });
     for (const PeerPath path : {PeerPath::kOneShot, PeerPath::kTwoShot}) {
+      if (!sums_.Fits(path, Data(bytes))) continue;
       const std::vector<BF16> got =
           Result(bytes, [&] { sums_.Sum(nccl_.stream, path, Data(bytes)); });
       if (!std::equal(got.begin(), got.end(), expected.begin(),
