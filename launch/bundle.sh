@@ -56,7 +56,7 @@ copy_programs() {
   local from=build/cuda/bin name
   cp "$from/trireme" "$from/libtrireme_cuda.so" "$folder/bin/"
   if [[ $tests == ON ]]; then
-    for name in gpu_primitives_test gpu_peer_sum_test attention_test elementwise_test matmul_test matmul_e4m3_test rope_test sampling_test mol_test decoder_test graph_replay_test golden_test op_bench comm_bench trireme_faults; do
+    for name in gpu_primitives_test gpu_peer_sum_test attention_test elementwise_test matmul_test matmul_e4m3_test rope_test sampling_test mol_test decoder_test graph_replay_test golden_test op_bench gpu_sum_bench comm_bench trireme_faults; do
       if [[ -x "$from/$name" ]]; then cp "$from/$name" "$folder/bin/"; else say "Not built, and so not in the bundle: $name"; fi
     done
     cp -r tests/golden/. "$folder/models/"

@@ -29,6 +29,7 @@ struct NcclGroup {
   // Small sums go through this memory where that is faster (NewCudaPeerMemory), found out by
   // ChooseSums; null: all through NCCL.
   std::shared_ptr<PeerMapping> peers = nullptr;
+  PeerWay peer_way = PeerWay::kMeasured;
 };
 
 // Unavailable when there is no usable NCCL. Opens a listening socket.

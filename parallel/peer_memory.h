@@ -31,6 +31,11 @@ class PeerMemory {
 
 inline constexpr int kMaxPeerRanks = 8;
 
+// Which way sums over peer memory go where they fit in it (kernels/cuda/peer_sum.h): the one that
+// was fastest for the size at start-up, where any was faster than NCCL; or always the same one, for
+// benches.
+enum class PeerWay : uint8_t { kMeasured, kOneShot, kTwoShot };
+
 // A group's memory, open on all its ranks.
 class PeerMapping {
  public:

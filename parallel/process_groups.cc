@@ -96,6 +96,7 @@ absl::StatusOr<ProcessGroups> CreateProcessGroups(ControlPlane& control, const T
         PeerMapping::Create(control, tp_members, [&device] { return NewCudaPeerMemory(device); });
     RETURN_IF_ERROR(control.JobStatus());
     if (peers.ok()) tp_nccl.peers = *std::move(peers);
+    tp_nccl.peer_way = options.peer_way;
   }
   // tp_nccl stays: giving the mapping back is collective, and so not for a rank that fails alone.
   absl::StatusOr<std::unique_ptr<Communicator>> made =

@@ -9,6 +9,7 @@
 #include "parallel/communicator.h"
 #include "parallel/control_plane.h"
 #include "parallel/failure_detector.h"
+#include "parallel/peer_memory.h"
 #include "parallel/topology.h"
 
 namespace trireme {
@@ -38,7 +39,8 @@ enum class Collectives : uint8_t {
 
 struct ProcessGroupOptions {
   Collectives collectives = Collectives::kAuto;
-  bool allow_shared_gpu = false;  // else two ranks on one GPU are an error
+  bool allow_shared_gpu = false;          // else two ranks on one GPU are an error
+  PeerWay peer_way = PeerWay::kMeasured;  // with kAuto
 };
 
 // Collective; every rank gives the same options. REQUIRES: topology.world_size() == control.size().

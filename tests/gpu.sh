@@ -361,10 +361,22 @@ bench_8b() {
   remove_model
 }
 
+# Of sums over ranks: on one GPU, and over the links between several.
+bench_sums() {
+  local not_run=$not_run
+  saved gpu_sum_bench 40 "$results/gpu_sum_bench.json" "$here/bin/gpu_sum_bench" --benchmark_min_time=0.02 \
+    --benchmark_out="$results/gpu_sum_bench.json" --benchmark_out_format=json
+  [[ -n $not_run ]] || ((gpus >= 2)) || not_run="one GPU, and it wants two"
+  # One token's hidden states and more; sums over peers are of at most eight ranks.
+  saved comm_bench 60 "$results/comm_bench.json" mpirun -np $((gpus < 8 ? gpus : 8)) "$here/bin/comm_bench" --device cuda --dtype bf16 \
+    --min-bytes 8192 --seconds 0.1 --save "$results/comm_bench.json"
+}
+
 # f32 goes through plain kernels that no model of speed takes, and would take most of the time.
 run_bench() {
   saved op_bench 120 "$results/op_bench.json" "$here/bin/op_bench" --device cuda --benchmark_min_time=0.05 \
     --benchmark_filter=-/f32 --benchmark_out="$results/op_bench.json" --benchmark_out_format=json
+  bench_sums
   bench_1b
   bench_8b
 }

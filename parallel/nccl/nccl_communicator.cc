@@ -212,7 +212,7 @@ class NcclCommunicator final : public Communicator {
         device_(device),
         shared_gpu_(group.shared_gpu),
         side_stream_(std::move(side_stream)) {
-    if (group.peers != nullptr) peers_.emplace(group.peers);
+    if (group.peers != nullptr) peers_.emplace(group.peers, group.peer_way);
     rank_ = group.rank;
     size_ = group.size;
     enqueues_ = true;

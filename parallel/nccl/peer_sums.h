@@ -26,8 +26,10 @@ absl::StatusOr<Buffer> AllocateForSums(Device& device, int64_t bytes);
 class PeerSums {
  public:
   // `mapping` holds a CudaPeerMemory.
-  explicit PeerSums(std::shared_ptr<PeerMapping> mapping)
-      : mapping_(std::move(mapping)), memory_(static_cast<CudaPeerMemory&>(mapping_->memory())) {}
+  PeerSums(std::shared_ptr<PeerMapping> mapping, PeerWay way)
+      : mapping_(std::move(mapping)),
+        memory_(static_cast<CudaPeerMemory&>(mapping_->memory())),
+        way_(way) {}
 
   // The way of a sum, the same on all ranks; none: it is NCCL's, as all are until they have been
   // measured.
@@ -49,8 +51,8 @@ class PeerSums {
   // Takes what Measure works in, until its end.
   absl::Status Reserve(Device& device, int64_t max_bytes);
   // Collective, outside of captures. Tries whether sums over peers give NCCL's bits, and where they
-  // do on all ranks, how long sums of up to `max_bytes` take either way. REQUIRES: all have
-  // reserved for as much.
+  // do on all ranks, how long sums of up to `max_bytes` take either way. With a way of its own
+  // nothing is measured: all sums that fit go so. REQUIRES: all have reserved for as much.
   void Measure(const Nccl& nccl, int64_t max_bytes);
   const SumLimits& limits() const { return limits_; }
 
@@ -69,6 +71,7 @@ class PeerSums {
   std::shared_ptr<PeerMapping> mapping_;
   CudaPeerMemory& memory_;
   Buffer data_, gathered_;  // from Reserve to Measure
+  const PeerWay way_;
   SumLimits limits_;
 };
 

@@ -2,11 +2,11 @@
 // order of memory and the halves that take turns, where there are no two GPUs to try them on.
 #include <gtest/gtest.h>
 
-#include <chrono>
 #include <memory>
 #include <vector>
 
 #include "kernels/cuda/peer_sum.h"
+#include "tests/gpu/one_gpu_ranks.h"
 
 namespace trireme {
 namespace {
@@ -14,10 +14,6 @@ namespace {
 using cuda::PeerPath;
 
 constexpr int64_t kHalfBytes = 1 << 20;
-// Longer than any sum takes; what has not ended by then waits for what will never come.
-constexpr auto kPatience = std::chrono::seconds(20);
-
-void Must(cudaError_t error) { ASSERT_EQ(error, cudaSuccess) << cudaGetErrorString(error); }
 
 // Memory that both sides read.
 template <typename T>
@@ -33,66 +29,11 @@ struct Both {
   T* data = nullptr;
 };
 
-class Ranks {
- public:
-  explicit Ranks(int size) : streams_(size) {
-    Must(cudaHostAlloc(&given_up_, sizeof(*given_up_), cudaHostAllocMapped));
-    *given_up_ = 0;
-    for (int r = 0; r < size; ++r) {
-      Must(cudaStreamCreateWithFlags(&streams_[r], cudaStreamNonBlocking));
-      void* memory = nullptr;
-      const auto bytes = static_cast<size_t>(cuda::PeerMemoryBytes(kHalfBytes)) + sizeof(uint64_t);
-      Must(cudaMalloc(&memory, bytes));
-      Must(cudaMemset(memory, 0, bytes));
-      memory_.push_back(static_cast<char*>(memory));
-    }
-    Must(cudaDeviceSynchronize());
-  }
-  ~Ranks() {
-    for (cudaStream_t stream : streams_) cudaStreamDestroy(stream);
-    for (char* memory : memory_) cudaFree(memory);
-    cudaFreeHost(given_up_);
-  }
-  Ranks(const Ranks&) = delete;
-  Ranks& operator=(const Ranks&) = delete;
-
-  int size() const { return static_cast<int>(streams_.size()); }
-  cudaStream_t stream(int rank) const { return streams_[rank]; }
-  cuda::PeerGroup Of(int rank) const {
-    cuda::PeerGroup group{.rank = rank, .size = size(), .half_bytes = kHalfBytes};
-    for (int r = 0; r < size(); ++r) group.memory[r] = memory_[r];
-    group.launched = reinterpret_cast<uint64_t*>(memory_[rank] + cuda::PeerMemoryBytes(kHalfBytes));
-    void* word = nullptr;
-    Must(cudaHostGetDevicePointer(&word, given_up_, 0));
-    group.given_up = static_cast<const uint32_t*>(word);
-    return group;
-  }
-  // False: the ranks were given up.
-  bool Wait() const {
-    const auto end = std::chrono::steady_clock::now() + kPatience;
-    bool in_time = true;
-    for (cudaStream_t stream : streams_) {
-      while (cudaStreamQuery(stream) == cudaErrorNotReady) {
-        if (std::chrono::steady_clock::now() < end) continue;
-        in_time = false;
-        *static_cast<volatile uint32_t*>(given_up_) = 1;
-      }
-    }
-    Must(cudaDeviceSynchronize());
-    return in_time;
-  }
-
- private:
-  std::vector<cudaStream_t> streams_;
-  std::vector<char*> memory_;
-  uint32_t* given_up_ = nullptr;
-};
-
 TEST(PeerSumOnOneGpu, HasTheBitsOfTheSumInRankOrder) {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) GTEST_SKIP() << "no GPU";
   for (const int size : {2, 4}) {  // a GPU's queues are eight, and streams may share one
-    const Ranks ranks(size);
+    const OneGpuRanks ranks(size, kHalfBytes);
     uint64_t sum = 0;
     for (const int64_t elements : {8, 4096, 5000, 49152}) {
       for (const PeerPath path : {PeerPath::kOneShot, PeerPath::kTwoShot}) {

@@ -54,7 +54,7 @@ esac
 FAKE
 chmod +x "$bundle/bin/fake"
 programs=(gpu_primitives_test gpu_peer_sum_test elementwise_test matmul_test matmul_e4m3_test rope_test attention_test
-  sampling_test mol_test decoder_test golden_test graph_replay_test trireme trireme_faults op_bench mpirun compute-sanitizer nvidia-smi python3)
+  sampling_test mol_test decoder_test golden_test graph_replay_test trireme trireme_faults op_bench gpu_sum_bench comm_bench mpirun compute-sanitizer nvidia-smi python3)
 for name in "${programs[@]}"; do ln -s fake "$bundle/bin/$name"; done
 
 # gpu STATUS PRETEND ARGUMENT...: its output in $work/out; RESULTS is $results.
@@ -91,6 +91,7 @@ GPUS=2 gpu 0 '' "$results"
 json_is_whole 'all'
 names >"$work/names"
 has 'two GPUs' '"sums_auto", "result": "passed"' "$results/tests.json"
+has 'sums between GPUs' '"comm_bench", "result": "passed"' "$results/tests.json"
 has 'twins' '"graphs_equal_eager", "result": "passed"' "$results/tests.json"
 has 'checked' '"racecheck_rope", "result": "passed"' "$results/tests.json"
 has 'the peer' '"peer-llama-3.2-1b", "result": "not run: no torch' "$results/tests.json"
@@ -103,6 +104,11 @@ has 'no GPU: none' '^0 of [0-9]+ steps passed' "$work/out"
 json_is_whole 'no GPU'
 gpu 0 '' "$results" nccl
 has 'one GPU' '^(sums_auto|nccl_inside_graphs_replayed) +not run: (one GPU, and it wants two|no libnccl)' "$work/out"
+
+gpu 0 '' "$results" bench
+has 'sums on one GPU' '^gpu_sum_bench +passed' "$work/out"
+has 'one GPU: none between' '^comm_bench +not run: one GPU, and it wants two' "$work/out"
+weights_are_gone 'one GPU'
 
 # What is no success.
 gpu 1 'rope_test skip' "$results" ops; has 'all skipped' '^rope_test +ran no test' "$work/out"
