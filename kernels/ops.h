@@ -129,8 +129,9 @@ void MatMulGelu(Stream& stream, ConstTensorView x, const LinearWeight& w, ConstT
 // Makes room on the stream for matmuls of up to `rows` rows with these weights, and
 // gives the bytes that the stream then holds for it until its end; 0 where nothing is needed. GPUs
 // need it for the codes of activations: more rows go through in pieces, and without any it is our
-// fault. Where the device was opened with DeviceOptions.cublas_lt cuBLASLt does as well; what there
-// is no room for the backend's own kernels compute. At load; a later call may make more room.
+// fault; and for parts of sums whose k several blocks share, which without it they do not. Where
+// the device was opened with DeviceOptions.cublas_lt cuBLASLt does as well; what there is no room
+// for the backend's own kernels compute. At load; a later call may make more room.
 absl::StatusOr<int64_t> ReserveMatMul(Stream& stream, int64_t rows,
                                       const std::vector<const LinearWeight*>& weights);
 

@@ -48,6 +48,7 @@ class CudaStream final : public Stream {
   int device_index() const { return device_index_; }
   MatMulLibrary* matmul_library() const { return library_.get(); }
   CodesRoom& codes_room() { return codes_room_; }
+  MatMulRoom& parts_room() { return parts_room_; }
   // Asked now and then while Synchronize waits; not OK = the stream's work is lost. `owner` ends
   // it.
   void Watch(const void* owner, std::function<absl::Status()> healthy);
@@ -71,6 +72,7 @@ class CudaStream final : public Stream {
   std::vector<WatchEntry> watches_;
   const std::unique_ptr<MatMulLibrary> library_;  // or null
   CodesRoom codes_room_;
+  MatMulRoom parts_room_;
 };
 
 }  // namespace trireme::cuda

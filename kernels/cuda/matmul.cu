@@ -94,6 +94,18 @@ MatMulDesc DescOf(Stream& stream, ConstTensorView x, const CudaLinear& w, ConstT
   return desc;
 }
 
+// How blocks share k, with such weights and so much room.
+KSplit SplitOf(const MatMulRoom& room, const LinearWeight& w) {
+  const int64_t bytes = PartsBytes(w.n, w.k);
+  if (bytes == 0 || room.bytes() < bytes) return {};
+  const KRanges ranges = RangesOf(w.n, w.k);
+  auto* const memory = static_cast<char*>(room.data());
+  return {.arrived = reinterpret_cast<int32_t*>(memory),
+          .parts = reinterpret_cast<float*>(memory + kPartsCounterBytes),
+          .ranges = static_cast<int>(ranges.ranges),
+          .segments = static_cast<int>(ranges.segments)};
+}
+
 // `codes` of x, or none where X is T.
 template <Epilogue kEpilogue, typename T, typename Y, typename W, typename X>
 void LaunchMatMulRows(Stream& stream, ConstTensorView x, const Codes& codes, const CudaLinear& w,
@@ -118,12 +130,13 @@ void LaunchMatMulRows(Stream& stream, ConstTensorView x, const Codes& codes, con
                                       .rows = static_cast<int>(x.dim(0)),
                                       .n = static_cast<int>(w.n),
                                       .k = static_cast<int>(w.k),
+                                      .segment = static_cast<int>(SegmentOf(w.k)),
                                       .scales = std::is_same_v<W, E4M3> ? w.scales() : nullptr,
                                       .x_scales = codes.scales};
   if constexpr (!std::is_same_v<T, float>) {
     if (kernel == MatMulKernel::kStream) return LaunchMatMulStream<kEpilogue>(handle, a);
     if (kernel != MatMulKernel::kPlain) {
-      return LaunchMatMulTiles<kEpilogue>(handle, kernel == MatMulKernel::kLargeTiles, a);
+      return LaunchMatMulTiles<kEpilogue>(handle, kernel, SplitOf(PartsRoomOf(stream), w), a);
     }
   }
   const dim3 grid(Blocks(OutputsOf<kEpilogue>(a), Outputs<kEpilogue>(kTile)),

@@ -13,19 +13,19 @@
 // Activations of e4m3 (matmul_codes.h) lie in the same order, so that a lane's 16 bytes of a row
 // are the A fragments of two mma.m16n8k32 whose B fragments its 16 bytes of W are, as they are.
 //
-// Every element is the sum, from zero on and first to last, of its segments: kSegment k's each, one
-// chain of mma. All tensor-core kernels keep to that, so a row's bits do not depend on the batch it
-// is in.
+// Every element is the sum, from zero on and first to last, of its segments: SegmentOf(k) k's each,
+// one chain of mma. All tensor-core kernels keep to that, so a row's bits do not depend on the
+// batch it is in.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/cuda/matmul_select.h"
 #include "kernels/cuda/primitives.cuh"
 
 namespace trireme::cuda {
 
 inline constexpr int kPermutedBlock = 32;
-inline constexpr int kSegment = 512;
 
 // Where element k of a stretch of 32 is stored.
 __host__ __device__ constexpr int PermutedIndex(int k) {
@@ -96,6 +96,7 @@ struct MatMulArguments {
   Y* y;
   int64_t x_stride, y_stride;
   int rows, n, k;                   // n: rows of W
+  int segment;                      // SegmentOf(k)
   const float* scales = nullptr;    // [n] of e4m3: what sums of x q / 256 are times
   const float* x_scales = nullptr;  // [rows] of e4m3: a 256th of the row's
 };
@@ -159,8 +160,16 @@ __device__ inline void FinishSwiGlu(const MatMulArguments<T, Y, W, X>& a, int ro
 // At most kFewRowsLimit rows: W is read once, straight into registers, and bounds the time.
 template <Epilogue kEpilogue, typename T, typename Y, typename W, typename X>
 void LaunchMatMulStream(gpu::StreamHandle handle, const MatMulArguments<T, Y, W, X>& a);
-// Tiles of 64 x 64 or 128 x 128 through shared memory. x's rows are whole 16-byte pieces.
+// Where and how blocks share a wide tile's k (matmul_select.h): by default they do not.
+struct KSplit {
+  int32_t* arrived = nullptr;  // [tiles], zero before and after a launch
+  float* parts = nullptr;  // [tiles, parts of a tile, 64 rows, 128 columns] in an order of its own
+  int ranges = 1, segments = 0;  // of a range
+};
+// Tiles through shared memory: kWideTiles, kTiles or kLargeTiles; `split` is for the first. x's
+// rows are whole 16-byte pieces.
 template <Epilogue kEpilogue, typename T, typename Y, typename W, typename X>
-void LaunchMatMulTiles(gpu::StreamHandle handle, bool large, const MatMulArguments<T, Y, W, X>& a);
+void LaunchMatMulTiles(gpu::StreamHandle handle, MatMulKernel kernel, const KSplit& split,
+                       const MatMulArguments<T, Y, W, X>& a);
 
 }  // namespace trireme::cuda

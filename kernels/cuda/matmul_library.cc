@@ -127,12 +127,15 @@ absl::StatusOr<int64_t> HeldFor(const char* flag, const absl::StatusOr<int64_t>&
 absl::StatusOr<int64_t> ReserveMatMul(Stream& stream, int64_t rows,
                                       const std::vector<const LinearWeight*>& weights) {
   MatMulLibrary* const library = LibraryOf(stream);
-  int64_t row_bytes = -1, longest = 0, held = 0;
+  int64_t row_bytes = -1, longest = 0, parts = 0, held = 0;
   for (const LinearWeight* weight : weights) {
     if (weight->quantizes_activations) longest = std::max(longest, weight->k);
-    if (library != nullptr && rows > kFewRowsLimit && library->Takes(*weight) &&
-        static_cast<const CudaLinear*>(weight)->permuted)
+    if (rows <= kFewRowsLimit || !static_cast<const CudaLinear*>(weight)->permuted) continue;
+    if (library != nullptr && library->Takes(*weight)) {
       row_bytes = std::max(row_bytes, LibraryRowBytes(*weight));
+    } else {
+      parts = std::max(parts, PartsBytes(weight->n, weight->k));
+    }
   }
   const int64_t at_once = std::min(rows, kLibraryRows);
   if (longest > 0) {
@@ -146,6 +149,10 @@ absl::StatusOr<int64_t> ReserveMatMul(Stream& stream, int64_t rows,
         const int64_t of_library,
         HeldFor("--matmul cublaslt", library->Reserve(stream.device(), at_once, row_bytes)));
     held += of_library;
+  }
+  if (parts > 0) {
+    RETURN_IF_ERROR(PartsRoomOf(stream).Reserve(stream.device(), parts));
+    held += PartsRoomOf(stream).held();
   }
   return held;
 }

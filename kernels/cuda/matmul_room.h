@@ -33,4 +33,8 @@ class MatMulRoom {
   std::vector<Buffer> rooms_;
 };
 
+// The stream's for parts of sums whose k several blocks share (PartsBytes in matmul_select.h),
+// which one matmul uses at a time. Each device defines it.
+MatMulRoom& PartsRoomOf(Stream& stream);
+
 }  // namespace trireme::cuda

@@ -22,15 +22,15 @@ struct WeightChunk {
   uint4 w[2][kBlocks];
 };
 
-// The chunks that a warp walks through: those of segments first, first + step, ...
+// The chunks that a warp walks through: those of segments first, first + step, ... of `length` k's.
 template <int kAhead>
 struct Cursor {
   int segment, k;
   __device__ bool inside(int segments) const { return segment < segments; }
-  __device__ int end(int k_end) const { return min((segment + 1) * kSegment, k_end); }
-  __device__ Cursor Next(int k_end, int step) const {
-    if (k + kAhead < end(k_end)) return {segment, k + kAhead};
-    return {segment + step, (segment + step) * kSegment};
+  __device__ int end(int length, int k_end) const { return min((segment + 1) * length, k_end); }
+  __device__ Cursor Next(int length, int k_end, int step) const {
+    if (k + kAhead < end(length, k_end)) return {segment, k + kAhead};
+    return {segment + step, (segment + step) * length};
   }
 };
 
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
   GPU_DYNAMIC_SHARED(partial, float);  // [groups, segments, 16 rows, 16 columns]
   const int lane = gpu::LaneId(), warp = threadIdx.x / 32;
   const int groups = kWarps / warps_per_group, group = warp / warps_per_group;
-  const int segments = (a.k + kSegment - 1) / kSegment;
+  const int segments = (a.k + a.segment - 1) / a.segment;
   constexpr int kOutputs = Outputs<kEpilogue>(kColumns);
   const int outputs = OutputsOf<kEpilogue>(a);
   const int block_y0 = static_cast<int>(blockIdx.x) * groups * kOutputs;
@@ -141,16 +141,16 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
     const int row = lane / 4 + i * 8;
     x[i] = row < a.rows ? a.x + row * a.x_stride : nullptr;
   }
-  Cursor<kAheadOf<W>> at{warp % warps_per_group, warp % warps_per_group * kSegment};
+  Cursor<kAheadOf<W>> at{warp % warps_per_group, warp % warps_per_group * a.segment};
   WeightChunk chunk, next_chunk;
   float sums[2][4] = {};
   // The first of the weights come while the kernel before this one ends.
-  if (at.inside(segments)) LoadWeights(w, at.k, at.end(a.k), chunk);
+  if (at.inside(segments)) LoadWeights(w, at.k, at.end(a.segment, a.k), chunk);
   gpu::WaitForPrevious();
   while (at.inside(segments)) {
-    const auto next = at.Next(a.k, warps_per_group);
-    if (next.inside(segments)) LoadWeights(w, next.k, next.end(a.k), next_chunk);
-    MultiplyChunk<W>(x, chunk, at.k, at.end(a.k), sums);
+    const auto next = at.Next(a.segment, a.k, warps_per_group);
+    if (next.inside(segments)) LoadWeights(w, next.k, next.end(a.segment, a.k), next_chunk);
+    MultiplyChunk<W>(x, chunk, at.k, at.end(a.segment, a.k), sums);
     if (next.segment != at.segment) {
       float* to = partial + (group * segments + at.segment) * 16 * kColumns;
 #pragma unroll
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
 
 template <Epilogue kEpilogue, typename T, typename Y, typename W, typename X>
 void LaunchMatMulStream(gpu::StreamHandle handle, const MatMulArguments<T, Y, W, X>& a) {
-  const int segments = (a.k + kSegment - 1) / kSegment;
+  const int segments = (a.k + a.segment - 1) / a.segment;
   int warps_per_group = 1;
   while (warps_per_group < kWarps && warps_per_group < segments) warps_per_group *= 2;
   const int groups = kWarps / warps_per_group, columns = groups * kColumns;

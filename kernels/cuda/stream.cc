@@ -73,6 +73,7 @@ MatMulLibrary* LibraryOf(Stream& stream) {
   return static_cast<CudaStream&>(stream).matmul_library();
 }
 CodesRoom& CodesRoomOf(Stream& stream) { return static_cast<CudaStream&>(stream).codes_room(); }
+MatMulRoom& PartsRoomOf(Stream& stream) { return static_cast<CudaStream&>(stream).parts_room(); }
 
 CudaStream::CudaStream(Device* device, int device_index, bool waits_for_copies, cudaStream_t handle,
                        const CublasLt* cublas)

@@ -104,12 +104,14 @@ class HostCudaStream final : public Stream {
   host_cuda::Recording* capturing() const { return capturing_; }
   cuda::MatMulLibrary* matmul_library() const { return library_.get(); }
   cuda::CodesRoom& codes_room() { return codes_room_; }
+  cuda::MatMulRoom& parts_room() { return parts_room_; }
 
  private:
   host_cuda::Recording* capturing_ = nullptr;
   const bool hidden_;
   const std::unique_ptr<cuda::MatMulLibrary> library_;  // or null
   cuda::CodesRoom codes_room_;
+  cuda::MatMulRoom parts_room_;
 };
 
 class HostCudaDevice final : public Device {
@@ -199,6 +201,9 @@ MatMulLibrary* LibraryOf(Stream& stream) {
   return static_cast<HostCudaStream&>(stream).matmul_library();
 }
 CodesRoom& CodesRoomOf(Stream& stream) { return static_cast<HostCudaStream&>(stream).codes_room(); }
+MatMulRoom& PartsRoomOf(Stream& stream) {
+  return static_cast<HostCudaStream&>(stream).parts_room();
+}
 }  // namespace cuda
 
 }  // namespace trireme

@@ -10,7 +10,9 @@ namespace {
 TEST(SelectMatMulTest, RowsAndTypeDecide) {
   EXPECT_EQ(SelectMatMul({.rows = 1}), MatMulKernel::kStream);
   EXPECT_EQ(SelectMatMul({.rows = kFewRowsLimit, .n = 128256}), MatMulKernel::kStream);
-  EXPECT_EQ(SelectMatMul({.rows = kFewRowsLimit + 1}), MatMulKernel::kTiles);
+  EXPECT_EQ(SelectMatMul({.rows = kFewRowsLimit + 1}), MatMulKernel::kWideTiles);
+  EXPECT_EQ(SelectMatMul({.rows = kWideTileRows, .n = 128256}), MatMulKernel::kWideTiles);
+  EXPECT_EQ(SelectMatMul({.rows = kWideTileRows + 1}), MatMulKernel::kTiles);
   EXPECT_EQ(SelectMatMul({.dtype = DType::kF16, .rows = 512, .n = 4096}), MatMulKernel::kTiles);
   EXPECT_EQ(SelectMatMul({.rows = 512, .n = 28672}), MatMulKernel::kLargeTiles);
   EXPECT_EQ(SelectMatMul({.rows = 8192, .n = 4096}), MatMulKernel::kLargeTiles);
@@ -31,15 +33,53 @@ TEST(SelectMatMulTest, CublasLtTakesManyRowsWhereItHasRoomAndFits) {
   desc.vectorizable = false;  // x is copied in any case
   EXPECT_EQ(SelectMatMul(desc), MatMulKernel::kLibrary);
   desc = many, desc.cublas_lt = false;
-  EXPECT_EQ(SelectMatMul(desc), MatMulKernel::kTiles) << "not asked for, or no room";
+  EXPECT_EQ(SelectMatMul(desc), MatMulKernel::kWideTiles) << "not asked for, or no room";
   desc = many, desc.dtype = DType::kF32;
   EXPECT_EQ(SelectMatMul(desc), MatMulKernel::kPlain);
   desc = many, desc.permuted = false;
   EXPECT_EQ(SelectMatMul(desc), MatMulKernel::kPlain) << "K is no multiple of 32";
   desc = many, desc.result_aligned = false;
-  EXPECT_EQ(SelectMatMul(desc), MatMulKernel::kTiles);
+  EXPECT_EQ(SelectMatMul(desc), MatMulKernel::kWideTiles);
   desc = many, desc.bias_fits = false;
-  EXPECT_EQ(SelectMatMul(desc), MatMulKernel::kTiles);
+  EXPECT_EQ(SelectMatMul(desc), MatMulKernel::kWideTiles);
+}
+
+TEST(SelectMatMulTest, SegmentsAreWholeStagesAndAtMostEight) {
+  for (int64_t k = 32; k <= 40'000; k += 32) {
+    ASSERT_EQ(SegmentOf(k) % 128, 0) << k;
+    ASSERT_LE(SegmentsOf(k), 8) << k;
+    ASSERT_GE(SegmentsOf(k) * SegmentOf(k), k);
+    ASSERT_LT((SegmentsOf(k) - 1) * SegmentOf(k), k) << "an empty segment";
+  }
+  EXPECT_EQ(SegmentOf(64), 512);
+  EXPECT_EQ(SegmentOf(4096), 512);
+  EXPECT_EQ(SegmentOf(8192), 1024);
+  EXPECT_EQ(SegmentOf(14336), 1792);
+}
+
+// Every segment is in one range, no range is empty, and all blocks are on the chip at once.
+TEST(SelectMatMulTest, RangesShareKAmongAsManyBlocksAsFit) {
+  for (const int64_t n : {8, 128, 129, 2048, 3072, 4096, 6144, 16'896, 17'000, 28'672, 128'256}) {
+    for (const int64_t k : {32, 512, 513, 2048, 2560, 4096, 5120, 8192, 11'008, 14'336, 28'672}) {
+      const KRanges r = RangesOf(n, k);
+      SCOPED_TRACE(testing::Message() << n << " x " << k << ": " << r.ranges);
+      ASSERT_GE(r.ranges, 1);
+      EXPECT_GE(r.ranges * r.segments, SegmentsOf(k));
+      EXPECT_LT((r.ranges - 1) * r.segments, SegmentsOf(k));
+      if (r.ranges == 1) {
+        EXPECT_EQ(PartsBytes(n, k), 0);
+        continue;
+      }
+      EXPECT_LE(WideTilesOf(n) * r.ranges, kSplitBlocks);
+      EXPECT_LE(WideTilesOf(n) * 4, kPartsCounterBytes);
+      EXPECT_EQ(PartsOfTile(n, k), 1 + SegmentsOf(k) - r.segments);
+      EXPECT_EQ((PartsBytes(n, k) - kPartsCounterBytes) % (kWideTileRows * kWideTileColumns), 0);
+    }
+  }
+  EXPECT_EQ(RangesOf(4096, 14'336).ranges, 8);
+  EXPECT_EQ(RangesOf(4096, 4096).ranges, 8);
+  EXPECT_EQ(RangesOf(6144, 4096).ranges, 4);
+  EXPECT_EQ(RangesOf(28'672, 4096).ranges, 1) << "224 tiles fill the chip";
 }
 
 AttentionChoice Select(int64_t min_q_len, int64_t max_q_len, int64_t decode_q_len = 1,
