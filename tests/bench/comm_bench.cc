@@ -196,7 +196,9 @@ std::string Bench::Open(const Op& op) {
   if (!groups_.contains(op.way)) {
     absl::StatusOr<ProcessGroups> groups = Groups(op.way);
     if (!groups.ok()) return std::string(groups.status().message());
-    groups->tp->Reserve(options_.max_bytes);
+    const absl::Status reserved = world_.Agree(groups->tp->Reserve(options_.max_bytes));
+    if (!reserved.ok()) return std::string(reserved.message());
+    groups->tp->ChooseSums(options_.max_bytes);
     groups_.emplace(op.way, *std::move(groups));
   }
   comm_ = groups_.at(op.way).tp.get();

@@ -308,7 +308,9 @@ TEST_P(TokenChoiceTest, MinPHangsOnTheLargestScoreOfAllShards) {
     EXPECT_EQ(whole.tokens[r], expected) << r;
     const bool few = r % 5 == 0;  // candidates, which may be too few to tell
     if (cut.tokens[r] < 0 && few) ++untold;
-    if (cut.tokens[r] >= 0 || !few) EXPECT_EQ(cut.tokens[r], expected) << r;
+    if (cut.tokens[r] >= 0 || !few) {
+      EXPECT_EQ(cut.tokens[r], expected) << r;
+    }
   }
   EXPECT_GT(untold, 0);
   EXPECT_LT(untold, 12);

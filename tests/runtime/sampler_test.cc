@@ -71,7 +71,9 @@ class SamplerTest : public ::testing::Test {
                                         const std::vector<SampleRow>& rows, bool reserve) {
     const auto count = static_cast<int64_t>(rows.size());
     Sampler sampler(groups_.tp.get(), groups_.tp.get(), mine, static_cast<int64_t>(vocabulary));
-    if (reserve) EXPECT_TRUE(sampler.Reserve(device_.device(), count, 16).ok());
+    if (reserve) {
+      EXPECT_TRUE(sampler.Reserve(device_.device(), count, 16).ok());
+    }
     std::vector<SampledToken> sampled;
     const absl::Status status =
         sampler.Sample(device_.stream(),
