@@ -26,9 +26,9 @@ struct Tiling {
 // with 128 registers of sums each. With W in e4m3 13 and 26 KiB a stage,
 // with x too 8 and 16.
 //
-// 64 x 128, of up to 64 rows: 25 KiB a stage, two blocks of eight warps an SM. 48 KiB of W in
-// flight a block, where an SM needs 25 (matmul_stream.cu); against 64 x 64 half the blocks read x,
-// against 128 x 128 no mma is of rows that are not there.
+// 64 x 128, of up to 64 rows: 25 KiB a stage, two blocks of eight warps an SM (of an A100 one). 48
+// KiB of W in flight a block, where an SM needs 25 (matmul_stream.cu); against 64 x 64 half the
+// blocks read x, against 128 x 128 no mma is of rows that are not there.
 using Wide = Tiling<2, 4, 2, 4, 4, 2, true>;
 using Small = Tiling<2, 2, 2, 4, 4>;
 using Large = Tiling<2, 4, 4, 4, 4>;

@@ -225,8 +225,12 @@ bool UseIsaNamed(const char* name) {
 absl::Status Open(const DeviceOptions& options, Bench* opened) {
   ASSIGN_OR_RETURN(opened->device, OpenDevice(options));
   ASSIGN_OR_RETURN(opened->stream, opened->device->NewStream());
-  if (options.cublas_lt) {
-    ASSIGN_OR_RETURN(opened->cublas_lt, opened->device->NewStream());
+  if (!opened->device->spec().host_memory) {
+    ASSIGN_OR_RETURN(opened->no_room, opened->device->NewStream());
+    DeviceOptions with_cublas_lt = options;
+    with_cublas_lt.cublas_lt = true;
+    ASSIGN_OR_RETURN(opened->cublas_lt_device, OpenDevice(with_cublas_lt));
+    ASSIGN_OR_RETURN(opened->cublas_lt, opened->cublas_lt_device->NewStream());
   }
   ASSIGN_OR_RETURN(opened->ceilings, MeasureCeilings(*opened->stream));
   return absl::OkStatus();
@@ -249,7 +253,6 @@ int Main(int argc, char** argv) {
     argv += 2;
   }
   Bench state;
-  options.cublas_lt = options.name == "cuda";  // the ceiling of matmuls is its, too
   if (const absl::Status status = Open(options, &state); !status.ok()) {
     std::fprintf(stderr, "op_bench: %s\n", std::string(status.message()).c_str());
     return 1;

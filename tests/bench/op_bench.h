@@ -20,8 +20,12 @@ namespace trireme {
 
 struct Bench {
   std::unique_ptr<Device> device;
+  // The same GPU, opened with DeviceOptions.cublas_lt: on `device` room for matmuls is for its own
+  // kernels. Null where there is none.
+  std::unique_ptr<Device> cublas_lt_device;
   std::unique_ptr<Stream> stream;
-  std::unique_ptr<Stream> cublas_lt;  // with room for its matmuls; null where there is none
+  std::unique_ptr<Stream> cublas_lt;  // of cublas_lt_device, or null
+  std::unique_ptr<Stream> no_room;    // a GPU's, without room for any matmul; else null
   Ceilings ceilings;
 };
 extern Bench* bench;  // set by main before anything is registered

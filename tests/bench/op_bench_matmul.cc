@@ -25,10 +25,12 @@ int64_t Copies(int64_t rows, int64_t weight_bytes) {
                                              : std::max<int64_t>(1, kBeyondCaches / weight_bytes);
 }
 
-// Who computes a matmul: the backend's kernels, or cuBLASLt with the same weights.
-enum class By : uint8_t { kOwn, kCublasLt };
+// Who computes a matmul: the backend's kernels, or without room for parts, so that no blocks share
+// a sum; or cuBLASLt with the same weights.
+enum class By : uint8_t { kOwn, kOwnUnshared, kCublasLt };
 
 Stream& StreamOf(By by, const std::vector<std::unique_ptr<LinearWeight>>& weights, int64_t rows) {
+  if (by == By::kOwnUnshared) return *bench->no_room;
   Stream& stream = by == By::kOwn ? *bench->stream : *bench->cublas_lt;
   Ok(ReserveMatMul(stream, rows, {weights[0].get()}));
   return stream;
@@ -169,6 +171,12 @@ void RegisterPlainMatMuls() {
                                      layer.n, layer.k, By::kOwn)
             ->Arg(r)
             ->UseRealTime();
+        if (bench->no_room != nullptr && dtype != DType::kF32 && r == 64) {
+          benchmark::RegisterBenchmark(("matmul_unshared/" + name).c_str(), MatMulBench, dtype,
+                                       Storage{dtype}, layer.n, layer.k, By::kOwnUnshared)
+              ->Arg(r)
+              ->UseRealTime();
+        }
         if (bench->cublas_lt != nullptr && dtype != DType::kF32 && r >= 64) {
           benchmark::RegisterBenchmark(("matmul_cublaslt/" + name).c_str(), MatMulBench, dtype,
                                        Storage{dtype}, layer.n, layer.k, By::kCublasLt)
