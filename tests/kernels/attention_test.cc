@@ -218,8 +218,10 @@ TEST_P(AttentionTest, WholePrefillEqualsTokenByToken) {
 // Beyond 8,192 keys splits grow: those of the decode kernel's blocks and those at whose end a
 // prefill block folds are still the same.
 TEST_P(AttentionTest, LongSequencesEqualReference) {
-  for (const int64_t window : {0, 3000})
+  for (const int64_t window : {0, 3000}) {
+    if (kSanitizer && window == 0) continue;  // the same code over more keys
     CompareWithReference(Make({2, 1, 64}, {{1, 9000}, {3, 8300}}, 16), 16, {0.25f, window});
+  }
 }
 
 // Chunks end anywhere: a block's rows then see the keys of different tiles, of which those that a
