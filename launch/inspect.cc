@@ -40,20 +40,31 @@ absl::StatusOr<std::string> DescribeLedger(const InspectFlags& flags, const Mode
   options.max_num_batched_tokens = model.max_num_batched_tokens;
   options.max_logit_rows = model.max_num_seqs;
   options.max_model_len = model.max_model_len > 0 ? model.max_model_len : config.max_positions;
+  options.device.cublas_lt = model.matmul == "cublaslt";
+  const bool gpu = model.device == "cuda";
+  const auto sizes = [&] {
+    LedgerOptions of_ranks = LedgerOptionsOf(options, storage);
+    of_ranks.host_memory = !gpu;
+    return of_ranks;
+  };
+  std::vector<int64_t> workspaces(topology.world_size());
+  if (gpu) workspaces = PlanCudaWorkspaces(config, topology, sizes());
   ASSIGN_OR_RETURN(options.num_pages, NumPages(model, config, topology, options));
   if (options.num_pages == 0) options.num_pages = options.most_pages();
   ASSIGN_OR_RETURN(const int64_t limit, MemoryLimit(model));
   if (limit > 0) {
     ASSIGN_OR_RETURN(const int64_t fit,
-                     PagesWithinLimit(config, topology, LedgerOptionsOf(options, storage), limit));
+                     PagesWithinLimit(config, topology, sizes(), limit,
+                                      *std::max_element(workspaces.begin(), workspaces.end())));
     options.num_pages = std::min(options.num_pages, fit);
   }
-  const std::vector<Ledger> ledgers =
-      PlanLedgers(config, topology, LedgerOptionsOf(options, storage));
+  std::vector<Ledger> ledgers = PlanLedgers(config, topology, sizes());
   std::string out =
       absl::StrFormat("%d KV pages of %d tokens\n", options.num_pages, options.page_size);
-  for (size_t rank = 0; rank < ledgers.size(); ++rank)
+  for (size_t rank = 0; rank < ledgers.size(); ++rank) {
+    ledgers[rank][Owner::kWorkspace] = workspaces[rank];
     absl::StrAppend(&out, "rank ", rank, "\n", LedgerTable(ledgers[rank], nullptr));
+  }
   return out;
 }
 

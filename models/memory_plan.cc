@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/matmul_workspace.h"
 #include "kernels/device.h"
 #include "models/weights.h"
 
@@ -146,6 +148,43 @@ int64_t ArenaBytes(const ModelConfig& config, int tp_index, int tp_size, DType d
   const int64_t forward = 2 * footprint(tokens, hidden) +
                           std::max(footprint(tokens, attention), footprint(tokens, mlp));
   return std::max(forward, footprint(logit_rows, hidden));
+}
+
+int64_t CudaWorkspaceBytes(const ModelConfig& config, int tp_index, int tp_size, bool last,
+                           const KernelLimits& limits) {
+  const LayerWeightSpecs layer = AnyLayer(config);
+  const auto columns = [&](const WeightSpec& spec) {
+    return PieceOfSpec(spec, tp_index, tp_size).size();
+  };
+  const bool gated = config.mlp == MlpKind::kSwiGlu;
+  const bool quantized = limits.quantization != Quantization::kNone;
+  std::vector<cuda::MatMulShape> shapes;
+  const auto add = [&](int64_t n, int64_t k, DType dtype, bool is_gated) {
+    const bool codes = dtype == DType::kE4M3 && limits.quantization == Quantization::kFp8Dynamic;
+    shapes.push_back({.n = n,
+                      .k = k,
+                      .permuted = cuda::StoredPermuted(dtype, k),
+                      .gated = is_gated,
+                      .codes = codes,
+                      .library = limits.cublas_lt && (codes || SizeOf(dtype) == 2)});
+  };
+  const DType type = quantized ? DType::kE4M3 : limits.dtype;
+  const int64_t hidden = config.hidden_size, q = columns(layer.q), up = columns(layer.up);
+  add(q + 2 * columns(layer.k), hidden, type, false);
+  add(hidden, q, type, false);
+  add(gated ? 2 * up : up, hidden, type, gated);
+  add(hidden, up, type, false);
+  if (last) {
+    add(PieceOf(config.vocab_size, tp_size, tp_index).size(), hidden, limits.dtype, false);
+  }
+  const int64_t rows = std::max(limits.max_batch_tokens, limits.max_logit_rows);
+  return cuda::RoomsOf(rows, shapes).bytes() +
+         cuda::WorkspaceBytes({.dtype = limits.dtype,
+                               .sequences = limits.max_sequences,
+                               .q_heads = q / config.head_dim,
+                               .kv_heads = columns(layer.k) / config.head_dim,
+                               .head_dim = config.head_dim,
+                               .max_kv_len = limits.max_kv_len});
 }
 
 int64_t TotalParameters(const ModelConfig& config) {

@@ -49,6 +49,19 @@ absl::StatusOr<int64_t> PagesOfMemory(const ModelConfig& config, const Topology&
 int64_t ArenaBytes(const ModelConfig& config, int tp_index, int tp_size, DType dtype,
                    int64_t tokens, int64_t logit_rows);
 
+// What a run's kernels are loaded for; as in DecoderOptions.
+struct KernelLimits {
+  DType dtype = DType::kBF16;
+  Quantization quantization = Quantization::kNone;
+  int64_t max_batch_tokens = 0, max_logit_rows = 0, max_sequences = 0;
+  int64_t max_kv_len = 0;
+  bool cublas_lt = false;  // DeviceOptions.cublas_lt
+};
+// What attention and matmuls work in on a GPU, by the rules that loading goes by. With cublas_lt
+// and e4m3 activations the chip is one of 9.0. `last`: of the last pipeline stage.
+int64_t CudaWorkspaceBytes(const ModelConfig& config, int tp_index, int tp_size, bool last,
+                           const KernelLimits& limits);
+
 // Parameters of the whole model, a tied head counted once.
 int64_t TotalParameters(const ModelConfig& config);
 

@@ -82,6 +82,24 @@ std::vector<Ledger> PlanLedgers(const ModelConfig& config, const Topology& topol
   return out;
 }
 
+std::vector<int64_t> PlanCudaWorkspaces(const ModelConfig& config, const Topology& topology,
+                                        const LedgerOptions& o) {
+  const int64_t pages = (o.max_model_len + o.page_size - 1) / o.page_size;
+  const KernelLimits limits{.dtype = o.dtype,
+                            .quantization = o.quantization,
+                            .max_batch_tokens = o.max_num_batched_tokens,
+                            .max_logit_rows = o.max_logit_rows,
+                            .max_sequences = o.max_num_seqs,
+                            .max_kv_len = pages * o.page_size,
+                            .cublas_lt = o.cublas_lt};
+  std::vector<int64_t> bytes;
+  for (int rank = 0; rank < topology.world_size(); ++rank) {
+    bytes.push_back(CudaWorkspaceBytes(config, topology.TpIndex(rank), topology.tp_size,
+                                       topology.PpIndex(rank) == topology.pp_size - 1, limits));
+  }
+  return bytes;
+}
+
 int64_t LargestSumBytes(const ModelConfig& config, const LedgerOptions& options) {
   return options.max_num_batched_tokens * config.hidden_size *
          static_cast<int64_t>(SizeOf(options.dtype));

@@ -50,12 +50,18 @@ struct LedgerOptions {
   int64_t num_pages = 0;
   std::vector<int64_t> pp_split{};
   bool host_memory = true;   // the device is a CPU
+  bool cublas_lt = false;    // of a GPU: DeviceOptions.cublas_lt
   bool spans_hosts = false;  // tensor-parallel ranks exchange messages, not a window
 };
 
 // One ledger for each rank of the layout.
 std::vector<Ledger> PlanLedgers(const ModelConfig& config, const Topology& topology,
                                 const LedgerOptions& options);
+
+// What each rank's kernels will hold on a GPU, the workspace of its ledger (CudaWorkspaceBytes); a
+// worker knows it once its decoder is loaded.
+std::vector<int64_t> PlanCudaWorkspaces(const ModelConfig& config, const Topology& topology,
+                                        const LedgerOptions& options);
 
 // The largest tensor that tensor-parallel ranks sum: the hidden states of a micro-batch.
 int64_t LargestSumBytes(const ModelConfig& config, const LedgerOptions& options);

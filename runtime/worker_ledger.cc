@@ -18,7 +18,8 @@ LedgerOptions LedgerOptionsOf(const WorkerOptions& options, DType dtype) {
           .max_logit_rows = options.max_logit_rows,
           .page_size = options.page_size,
           .num_pages = options.num_pages,
-          .pp_split = options.pp_split};
+          .pp_split = options.pp_split,
+          .cublas_lt = options.device.cublas_lt};
 }
 
 LedgerOptions Worker::ledger_options() const {

@@ -78,28 +78,9 @@ void LaunchAttentionRows(gpu::StreamHandle handle, const AttentionArguments<T>& 
   gpu::LaunchDependent({grid, dim3(32, kWarps), 0, handle}, AttentionRows<T>, a);
 }
 
-DecodeWorkspace WorkspaceOf(const AttentionDesc& desc, const AttentionChoice& choice,
-                            int64_t sequences, int64_t kv_heads) {
-  return {.groups = sequences * kv_heads,
-          .max_splits = choice.max_splits,
-          .rows = choice.decode_q_len * desc.heads_per_group,
-          .head_dim = desc.head_dim};
-}
-
 }  // namespace
 
-int64_t AttentionWorkspaceBytes(const AttentionLimits& limits) {
-  const AttentionDesc desc{.dtype = limits.dtype,
-                           .head_dim = limits.head_dim,
-                           .heads_per_group = limits.q_heads / limits.kv_heads,
-                           .max_kv_len = limits.max_kv_len,
-                           .min_q_len = 0,
-                           .max_q_len = 0,
-                           .decode_q_len = limits.decode_q_len};
-  const AttentionChoice choice = SelectAttention(desc);
-  if (!choice.decode) return 0;
-  return WorkspaceOf(desc, choice, limits.sequences, limits.kv_heads).bytes();
-}
+int64_t AttentionWorkspaceBytes(const AttentionLimits& limits) { return WorkspaceBytes(limits); }
 
 void PagedAttention(Stream& stream, ConstTensorView q, const PagedKv& kv, ConstTensorView cu_q_lens,
                     ConstTensorView kv_lens, const AttentionShape& shape, TensorView out) {

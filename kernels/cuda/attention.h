@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/dtype.h"
+#include "kernels/ops.h"
 
 namespace trireme::cuda {
 
@@ -93,5 +94,27 @@ struct DecodeWorkspace {
     return counter_bytes() + groups * max_splits * partial_floats() * 4;
   }
 };
+
+constexpr DecodeWorkspace WorkspaceOf(const AttentionDesc& desc, const AttentionChoice& choice,
+                                      int64_t sequences, int64_t kv_heads) {
+  return {.groups = sequences * kv_heads,
+          .max_splits = choice.max_splits,
+          .rows = choice.decode_q_len * desc.heads_per_group,
+          .head_dim = desc.head_dim};
+}
+
+// Of the batches that such limits allow (AttentionLimits of kernels/ops.h).
+constexpr int64_t WorkspaceBytes(const AttentionLimits& limits) {
+  const AttentionDesc desc{.dtype = limits.dtype,
+                           .head_dim = limits.head_dim,
+                           .heads_per_group = limits.q_heads / limits.kv_heads,
+                           .max_kv_len = limits.max_kv_len,
+                           .min_q_len = 0,
+                           .max_q_len = 0,
+                           .decode_q_len = limits.decode_q_len};
+  const AttentionChoice choice = SelectAttention(desc);
+  if (!choice.decode) return 0;
+  return WorkspaceOf(desc, choice, limits.sequences, limits.kv_heads).bytes();
+}
 
 }  // namespace trireme::cuda

@@ -191,7 +191,7 @@ absl::Status PackRows(Stream& stream, CudaLinear& packed, const RowSource& sourc
   const int64_t n = packed.n, k = packed.k;
   const int64_t row_bytes = k * static_cast<int64_t>(SizeOf(packed.dtype));
   packed.bytes = n * row_bytes;
-  packed.permuted = SizeOf(packed.dtype) == 2 && k % kPermutedBlock == 0;
+  packed.permuted = StoredPermuted(packed.dtype, k);
   ASSIGN_OR_RETURN(packed.buffer, stream.device().Allocate(packed.bytes));
   const int64_t rows = StagingRows(n, row_bytes);
   std::vector<char> staging(rows * row_bytes);
@@ -211,7 +211,7 @@ absl::Status QuantizeRows(Stream& stream, CudaLinear& packed, const RowSource& s
                           const float* row_maxima) {
   const int64_t n = packed.n, k = packed.k;
   packed.bytes = packed.scales_at() + n * static_cast<int64_t>(sizeof(float));
-  packed.permuted = k % kStretchOf<E4M3> == 0;
+  packed.permuted = StoredPermuted(DType::kE4M3, k);
   ASSIGN_OR_RETURN(packed.buffer, stream.device().Allocate(packed.bytes));
   const int64_t rows = StagingRows(n, k * static_cast<int64_t>(sizeof(float)));
   std::vector<float> staging(rows * k), scales(n);

@@ -99,12 +99,12 @@ void QuantizeActivations(gpu::StreamHandle handle, ConstTensorView x, bool permu
 }
 
 absl::StatusOr<int64_t> CodesRoom::Reserve(Device& device, int64_t rows, int64_t k) {
-  RETURN_IF_ERROR(room_.Reserve(device, rows * RowBytes(k) + kGap));
+  RETURN_IF_ERROR(room_.Reserve(device, rows * CodesRowBytes(k) + kRoomGap));
   return room_.held();
 }
 
 Codes CodesRoom::Quantize(gpu::StreamHandle handle, ConstTensorView x, bool permuted) const {
-  const int64_t codes_bytes = (x.dim(0) * x.dim(1) + kGap - 1) / kGap * kGap;
+  const int64_t codes_bytes = (x.dim(0) * x.dim(1) + kRoomGap - 1) / kRoomGap * kRoomGap;
   auto* const codes = static_cast<E4M3*>(room_.data());
   auto* const scales = reinterpret_cast<float*>(static_cast<char*>(room_.data()) + codes_bytes);
   QuantizeActivations(handle, x, permuted, codes, scales);

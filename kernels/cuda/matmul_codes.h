@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/cuda/gpu.h"
 #include "kernels/cuda/matmul_room.h"
+#include "kernels/cuda/matmul_workspace.h"
 #include "kernels/tensor.h"
 
 namespace trireme::cuda {
@@ -28,16 +29,12 @@ class CodesRoom {
   // For `rows` rows of k; gives the bytes held.
   absl::StatusOr<int64_t> Reserve(Device& device, int64_t rows, int64_t k);
   int64_t RowsWithRoom(int64_t k) const {
-    return room_.bytes() == 0 ? 0 : (room_.bytes() - kGap) / RowBytes(k);
+    return room_.bytes() == 0 ? 0 : (room_.bytes() - kRoomGap) / CodesRowBytes(k);
   }
   // REQUIRES: there is room for x.
   Codes Quantize(gpu::StreamHandle handle, ConstTensorView x, bool permuted) const;
 
  private:
-  // Between codes and scales, both on 256 bytes.
-  static constexpr int64_t kGap = 256;
-  static int64_t RowBytes(int64_t k) { return k + static_cast<int64_t>(sizeof(float)); }
-
   MatMulRoom room_;
 };
 CodesRoom& CodesRoomOf(Stream& stream);

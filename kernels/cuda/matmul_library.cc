@@ -18,16 +18,25 @@ int64_t RoundedUp(int64_t bytes) {
 
 bool Gated(const LinearWeight& w) { return w.use == LinearUse::kMatMulSwiGlu; }
 
+MatMulShape ShapeOf(const LinearWeight& w, bool library) {
+  return {.n = w.n,
+          .k = w.k,
+          .permuted = static_cast<const CudaLinear&>(w).permuted,
+          .gated = Gated(w),
+          .codes = w.quantizes_activations,
+          .library = library};
+}
+
+static_assert(kPlanAlignment == kRoomGap);
+static_assert(CublasLtPlans::kWorkspaceBytes == kLibraryWorkspaceBytes);
+
 }  // namespace
 
 MatMulLibrary::MatMulLibrary(const CublasLt& cublas)
     : plans_(std::make_unique<CublasLtPlans>(cublas)), takes_codes_(cublas.scales_rows) {}
 MatMulLibrary::~MatMulLibrary() = default;
 
-int64_t LibraryRowBytes(const LinearWeight& w) {
-  constexpr int64_t kElement = 2;
-  return ((w.quantizes_activations ? 0 : w.k) + (Gated(w) ? w.n : 0)) * kElement;
-}
+int64_t LibraryRowBytes(const LinearWeight& w) { return LibraryRowBytes(ShapeOf(w, true)); }
 
 bool MatMulLibrary::Takes(const LinearWeight& w) const {
   return w.dtype == DType::kE4M3 ? w.quantizes_activations && takes_codes_ : SizeOf(w.dtype) == 2;
@@ -127,31 +136,25 @@ absl::StatusOr<int64_t> HeldFor(const char* flag, const absl::StatusOr<int64_t>&
 absl::StatusOr<int64_t> ReserveMatMul(Stream& stream, int64_t rows,
                                       const std::vector<const LinearWeight*>& weights) {
   MatMulLibrary* const library = LibraryOf(stream);
-  int64_t row_bytes = -1, longest = 0, parts = 0, held = 0;
-  for (const LinearWeight* weight : weights) {
-    if (weight->quantizes_activations) longest = std::max(longest, weight->k);
-    if (rows <= kFewRowsLimit || !static_cast<const CudaLinear*>(weight)->permuted) continue;
-    if (library != nullptr && library->Takes(*weight)) {
-      row_bytes = std::max(row_bytes, LibraryRowBytes(*weight));
-    } else {
-      parts = std::max(parts, PartsBytes(weight->n, weight->k));
-    }
-  }
-  const int64_t at_once = std::min(rows, kLibraryRows);
-  if (longest > 0) {
-    ASSIGN_OR_RETURN(const int64_t codes,
-                     HeldFor("--quantization fp8-dynamic",
-                             CodesRoomOf(stream).Reserve(stream.device(), at_once, longest)));
+  std::vector<MatMulShape> shapes;
+  for (const LinearWeight* weight : weights)
+    shapes.push_back(ShapeOf(*weight, library != nullptr && library->Takes(*weight)));
+  const MatMulRooms rooms = RoomsOf(rows, shapes);
+  int64_t held = 0;
+  if (rooms.codes_k > 0) {
+    ASSIGN_OR_RETURN(const int64_t codes, HeldFor("--quantization fp8-dynamic",
+                                                  CodesRoomOf(stream).Reserve(
+                                                      stream.device(), rooms.rows, rooms.codes_k)));
     held += codes;
   }
-  if (row_bytes >= 0) {
-    ASSIGN_OR_RETURN(
-        const int64_t of_library,
-        HeldFor("--matmul cublaslt", library->Reserve(stream.device(), at_once, row_bytes)));
+  if (rooms.library_row_bytes >= 0) {
+    ASSIGN_OR_RETURN(const int64_t of_library,
+                     HeldFor("--matmul cublaslt", library->Reserve(stream.device(), rooms.rows,
+                                                                   rooms.library_row_bytes)));
     held += of_library;
   }
-  if (parts > 0) {
-    RETURN_IF_ERROR(PartsRoomOf(stream).Reserve(stream.device(), parts));
+  if (rooms.parts > 0) {
+    RETURN_IF_ERROR(PartsRoomOf(stream).Reserve(stream.device(), rooms.parts));
     held += PartsRoomOf(stream).held();
   }
   return held;

@@ -18,6 +18,7 @@
 #include "kernels/cuda/gpu.h"
 #include "kernels/cuda/matmul_codes.h"
 #include "kernels/cuda/matmul_room.h"
+#include "kernels/cuda/matmul_workspace.h"
 #include "kernels/device.h"
 #include "kernels/ops.h"
 
@@ -25,10 +26,6 @@ namespace trireme::cuda {
 
 class CublasLt;
 class CublasLtPlans;
-
-// More rows than this go through in pieces, which bounds the workspace: 4,096 x 4,096 outputs are
-// 512 tiles of 128 x 256, four waves of an H100's 132 SMs, and more would not be faster.
-inline constexpr int64_t kLibraryRows = 4096;
 
 class MatMulLibrary {
  public:
@@ -66,8 +63,7 @@ class MatMulLibrary {
   absl::Status error_;
 };
 
-// Bytes of the workspace for a row: x's columns, permuted, where they are no codes, and for a gated
-// weight gate and up.
+// As matmul_workspace.h has it.
 int64_t LibraryRowBytes(const LinearWeight& w);
 
 // The stream's, or null where the own kernels compute all; each device defines it.

@@ -116,6 +116,36 @@ TEST(LedgerTest, AWorkerTakesThePagesThatFit) {
 }
 
 #if defined(TRIREME_HOST_CUDA)
+// What inspect tells of a GPU is what loading takes there.
+TEST(LedgerTest, KernelsHoldWhatWasPlanned) {
+  const ModelConfig config = LoadModelConfig(GoldenModel("tiny-llama3")).value();
+  for (const Topology& topology : LayoutsOf(World().size())) {
+    if (topology.pp_size > config.num_layers) continue;
+    for (const Quantization quantization :
+         {Quantization::kNone, Quantization::kFp8, Quantization::kFp8Dynamic}) {
+      for (const bool library : {false, true}) {
+        SCOPED_TRACE(NameOf(topology) + " " + Name(quantization) + (library ? " cublaslt" : ""));
+        WorkerOptions options = OptionsOfSizes();
+        options.dtype = DType::kBF16;
+        options.quantization = quantization;
+        options.graphs = false;
+        options.device.cublas_lt = library;
+        options.open_device = [](const DeviceOptions& device) {
+          return device.cublas_lt ? NewHostCudaDeviceWithCublasLt() : NewHostCudaDevice();
+        };
+        auto worker = Worker::Load(World(), topology, GoldenModel("tiny-llama3"), options);
+        ASSERT_TRUE(worker.ok()) << worker.status().message();
+        const Ledger held = (*worker)->measured_ledger();
+        const LedgerOptions sizes = LedgerOptionsOf((*worker)->options(), DType::kBF16);
+        EXPECT_EQ(held[Owner::kWorkspace],
+                  PlanCudaWorkspaces(config, topology, sizes)[World().rank()]);
+        EXPECT_EQ(held[Owner::kUnaccounted], 0);
+        World().Barrier();
+      }
+    }
+  }
+}
+
 // What only the device knows beforehand counts towards the limit too.
 TEST(LedgerTest, WorkspacesAreWithinTheLimit) {
   WorkerOptions options = OptionsOfSizes();
