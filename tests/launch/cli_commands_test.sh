@@ -89,7 +89,7 @@ expect 2 'pp-split adds up to 4 layers; the model has 5' $(ranks 2) generate "$m
 expect 2 'pp-split 1,x' $(ranks 2) generate "$model" --prompt x --pp-split 1,x --pp 2
 expect 1 'memory-limit: rank 0 needs' $(ranks 2) generate "$model" --prompt x --memory-limit 100KiB
 expect 2 'kv-cache-memory banana: must be' "$trireme" inspect "$model" --kv-cache-memory banana
-expect 0 'KV cache +planned +1\.' "$trireme" inspect "$model" --tp 2 --pp 2 --ledger --memory-limit 3MiB
+expect 0 'KV cache +planned +1\.' "$trireme" inspect "$model" --tp 2 --pp 2 --ledger --memory-limit 4MiB
 expect 0 'workspace +planned +3[2-9]\.' "$trireme" inspect "$model" --ledger --device cuda --matmul cublaslt --dtype bf16
 expect 0 'first token' $(ranks 4) generate "$model" --prompt x --tp 2 --pp 2 --max-tokens 4 --trace "$work/trace.json" --metrics "$work/metrics.txt"
 grep -q '"name":"rank 3' "$work/trace.json" && grep -q '"name":"all-reduce","ph":"X","pid":3' "$work/trace.json" || fail "no trace of rank 3"
