@@ -122,13 +122,17 @@ absl::Status MatMulLibrary::TakeError() { return std::exchange(error_, absl::OkS
 
 namespace {
 
+// `done`, or the error with what lacks memory.
+absl::Status RoomFor(const std::string& what, const absl::Status& done) {
+  if (done.ok()) return done;
+  return absl::Status(done.code(),
+                      absl::StrCat("workspace of ", what, ": ", std::string(done.message())));
+}
 // `held` where it is, else the error with what to do about it.
 absl::StatusOr<int64_t> HeldFor(const char* flag, const absl::StatusOr<int64_t>& held) {
   if (held.ok()) return held;
-  return absl::Status(held.status().code(),
-                      absl::StrCat("workspace of ", flag,
-                                   " (leave the flag out, or lower --max-num-batched-tokens): ",
-                                   std::string(held.status().message())));
+  return RoomFor(absl::StrCat(flag, " (leave the flag out, or lower --max-num-batched-tokens)"),
+                 held.status());
 }
 
 }  // namespace
@@ -154,7 +158,8 @@ absl::StatusOr<int64_t> ReserveMatMul(Stream& stream, int64_t rows,
     held += of_library;
   }
   if (rooms.parts > 0) {
-    RETURN_IF_ERROR(PartsRoomOf(stream).Reserve(stream.device(), rooms.parts));
+    RETURN_IF_ERROR(RoomFor("matmuls of 17 to 64 rows",
+                            PartsRoomOf(stream).Reserve(stream.device(), rooms.parts)));
     held += PartsRoomOf(stream).held();
   }
   return held;
