@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "kernels/status.h"
 #include "runtime/sampler_row.h"
@@ -18,6 +20,7 @@ constexpr int64_t kUsualCandidates = 128;
 
 // What ranks exchange of a row before its candidates.
 struct RowHead {
+  int64_t code;  // of the rank's visit: an absl::StatusCode
   int64_t n;
   ShardTerms terms;
   DrawnToken drawn;
@@ -76,12 +79,13 @@ Sampler::~Sampler() = default;
 
 absl::Status Sampler::Staging::Reset(Device& device, size_t bytes) {
   if (bytes > arena_.capacity()) {
-    ASSIGN_OR_RETURN(arena_, Arena::Create(device, 2 * bytes));
+    ASSIGN_OR_RETURN(Arena arena, Arena::Create(device, 2 * bytes));
     if (to_host_) {
-      ASSIGN_OR_RETURN(answers_, device.AllocateHost(arena_.capacity()));
+      ASSIGN_OR_RETURN(answers_, device.AllocateHost(arena.capacity()));
     } else {
-      questions_.resize(arena_.capacity());
+      questions_.resize(arena.capacity());
     }
+    arena_ = std::move(arena);
     host_ = to_host_ ? static_cast<char*>(answers_.data()) : questions_.data();
   }
   arena_.Reset();
@@ -106,8 +110,10 @@ void Sampler::Staging::ToHost(Stream& stream, size_t bytes) {
 }
 
 // One all-gather: every rank's terms, draw and best candidates of the rows, then the same merge
-// everywhere.
-void Sampler::Exchange(Stream& stream, std::span<RowState> rows, const Visit& visit) {
+// everywhere. A rank whose visit has failed takes part all the same, so that none waits for it, and
+// all hear of it.
+absl::Status Sampler::Exchange(Stream& stream, std::span<RowState> rows, const Visit& visit,
+                               const absl::Status& visited) {
   const int64_t ranks = host_tp_->size(), candidates = visit.candidates, raw = visit.raw_candidates;
   const size_t row_bytes = sizeof(RowHead) + (candidates + raw) * sizeof(Candidate);
   send_.assign(rows.size() * row_bytes, 0);
@@ -115,7 +121,8 @@ void Sampler::Exchange(Stream& stream, std::span<RowState> rows, const Visit& vi
   for (size_t r = 0; r < rows.size(); ++r) {
     RowState& row = rows[r];
     char* out = send_.data() + r * row_bytes;
-    const RowHead head{row.n, row.local.terms, row.local.drawn};
+    const RowHead head{static_cast<int64_t>(visited.code()), row.n, row.local.terms,
+                       row.local.drawn};
     std::memcpy(out, &head, sizeof(head));
     row.local.best.resize(candidates);
     row.local.raw_top.resize(raw);
@@ -133,6 +140,15 @@ void Sampler::Exchange(Stream& stream, std::span<RowState> rows, const Visit& vi
                       TensorView(receive_.data(), DType::kU8, {bytes * ranks}));
   // Of host memory. A fault of the device stays with the stream, and the step ends with it.
   stream.Synchronize().IgnoreError();
+  RETURN_IF_ERROR(visited);
+  for (int64_t rank = 0; rank < ranks; ++rank) {
+    RowHead head;
+    std::memcpy(&head, receive_.data() + rank * bytes, sizeof(head));
+    if (head.code == 0) continue;
+    return absl::Status(
+        static_cast<absl::StatusCode>(head.code),
+        absl::StrCat("sampling failed on tensor-parallel rank ", rank, ": its line says why"));
+  }
 
   shards_.resize(ranks);
   for (size_t r = 0; r < rows.size(); ++r) {
@@ -157,6 +173,7 @@ void Sampler::Exchange(Stream& stream, std::span<RowState> rows, const Visit& vi
     }
     rows[r].Merge(shards_);
   }
+  return absl::OkStatus();
 }
 
 absl::Status Sampler::VisitAndMerge(Stream& stream, TensorView logits, std::span<RowState> rows,
@@ -165,22 +182,21 @@ absl::Status Sampler::VisitAndMerge(Stream& stream, TensorView logits, std::span
   for (RowState& row : rows) {
     if (visit.again && visit.candidates > 0) row.asked = visit.candidates;
   }
-  RETURN_IF_ERROR(device.Ask(stream, rows, static_cast<int64_t>(rows.size()), widest_shard_));
-  {
+  absl::Status visited = device.Ask(stream, rows, static_cast<int64_t>(rows.size()), widest_shard_);
+  if (visited.ok()) {
     const Timer timer(op_seconds_);
     device.Enqueue(stream, logits, vocabulary_.begin);
-    RETURN_IF_ERROR(device.WaitForAnswers(stream));
+    visited = device.WaitForAnswers(stream);
   }
-  device.Take(rows);
-  Exchange(stream, rows, visit);
-  return absl::OkStatus();
+  if (visited.ok()) device.Take(rows);
+  return Exchange(stream, rows, visit, visited);
 }
 
 Sampler::Begun Sampler::Begin(std::span<const SampleRow> rows, int64_t padded) {
   if (states_.size() < rows.size()) states_.resize(rows.size());
   Begun begun{.rows = rows.size(), .visit = {.penalize = true, .candidates = 1}};
   Visit& visit = begun.visit;
-  int64_t penalties = 0;
+  int64_t penalties = 0, most_logprobs = 0;
   for (size_t r = 0; r < rows.size(); ++r) {
     RowState& state = states_[r];
     state.Start(rows[r], vocabulary_);
@@ -188,15 +204,15 @@ Sampler::Begun Sampler::Begin(std::span<const SampleRow> rows, int64_t padded) {
     state.asked = std::min(state.CandidatesWanted(tp_->size() > 1), widest_shard_);
     penalties += static_cast<int64_t>(state.penalties.size());
     visit.candidates = std::max(visit.candidates, state.asked);
-    visit.raw_candidates = std::max<int64_t>(visit.raw_candidates, params.logprobs);
+    most_logprobs = std::max<int64_t>(most_logprobs, params.logprobs);
     visit.raw_terms = visit.raw_terms || params.logprobs >= 0;
     visit.draw = visit.draw || !state.filtered();
   }
-  visit.raw_candidates = std::min(visit.raw_candidates, widest_shard_);
+  visit.raw_candidates = std::min(most_logprobs, widest_shard_);
   // Penalties are this shard's: where one rank's do not fit, it alone asks later, and the exchange
   // is the same.
   begun.fits = captured_ != nullptr && padded <= reserved_rows_ &&
-               visit.raw_candidates <= kCaptured.raw_candidates &&
+               most_logprobs <= std::min(kCaptured.raw_candidates, widest_shard_) &&
                visit.candidates <= kCaptured.candidates;
   begun.captured = begun.fits && penalties <= kUsualPenalties * padded;
   return begun;
@@ -243,12 +259,13 @@ absl::Status Sampler::Finish(Stream& stream, TensorView logits,
       RETURN_IF_ERROR(captured_->WaitForChosen(stream));
     }
     if (captured_->TakeChosen(states, sampled)) return absl::OkStatus();
+    absl::Status visited;
     {
       const Timer timer(op_seconds_);
-      RETURN_IF_ERROR(captured_->WaitForAnswers(stream));
+      visited = captured_->WaitForAnswers(stream);
     }
-    captured_->Take(states);
-    Exchange(stream, states, prepared_.visit);
+    if (visited.ok()) captured_->Take(states);
+    RETURN_IF_ERROR(Exchange(stream, states, prepared_.visit, visited));
   } else {
     RETURN_IF_ERROR(VisitAndMerge(stream, logits, states, prepared_.visit));
   }

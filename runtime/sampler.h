@@ -2,7 +2,8 @@
 // ranks. The device that has the logits boils each row down to its best candidates and softmax
 // terms (kernels/sampling.h); the shards exchange those, never the whole vocabulary; the devices
 // choose from them (kernels/token_choice.h), all the same. Where a row needs more of its shards
-// than what lies ready, the host asks for more and chooses the same way.
+// than what lies ready, the host asks for more and chooses the same way, but for how a GPU rounds
+// exp and log in fp64.
 //
 // Drawing uses the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014): argmax of logit /
 // temperature + noise over the tokens that the filters leave is a draw from the softmax over them.
@@ -43,9 +44,9 @@ class Sampler {
 
   // logits [R, vocabulary.size()] f32 on the stream's device; changed by penalties. Collective over
   // the tp group, with the same answer on all its ranks. A row without a finite logit to choose
-  // gets token -1 and disturbs no other. ResourceExhausted when the device has no room for the
-  // candidates. In a steady state nothing is allocated, but for log-probabilities. Before Reserve,
-  // or for more rows than were reserved, the host chooses.
+  // gets token -1 and disturbs no other. ResourceExhausted, on all ranks, when one's device has no
+  // room for the candidates. In a steady state nothing is allocated, but for log-probabilities.
+  // Before Reserve, or for more rows than were reserved, the host chooses.
   absl::Status Sample(Stream& stream, TensorView logits, std::span<const SampleRow> rows,
                       std::vector<SampledToken>* sampled);
 
@@ -161,7 +162,8 @@ class Sampler {
   // A visit by all ranks, and the exchange and merge of what it brought.
   absl::Status VisitAndMerge(Stream& stream, TensorView logits, std::span<RowState> rows,
                              const Visit& visit);
-  void Exchange(Stream& stream, std::span<RowState> rows, const Visit& visit);
+  absl::Status Exchange(Stream& stream, std::span<RowState> rows, const Visit& visit,
+                        const absl::Status& visited);
 
   Communicator *tp_, *host_tp_;
   Range vocabulary_;

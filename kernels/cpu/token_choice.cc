@@ -56,7 +56,8 @@ class Row {
     return std::isfinite(chosen.raw) ? chosen : Candidate{};
   }
   void WriteLogprobs(const Candidate& chosen, const ChosenTokens& out) {
-    const int32_t wanted = Of<int32_t>(rows_.logprobs, 0);
+    const int64_t wanted =
+        std::min<int64_t>(Of<int32_t>(rows_.logprobs, 0), first_.raw_scores.dim(1));
     if (wanted < 0) return;
     double largest = kLowest, sum = 0.0;
     best_.clear();

@@ -40,16 +40,22 @@ cudaError_t UploadRing::Copy(void* dst, size_t dst_stride, const void* src, size
   for (size_t first = 0; first < rows; first += rows_of_slot) {
     const size_t count = std::min(rows_of_slot, rows - first);
     Slot* slot = nullptr;
-    if (const cudaError_t error = Take(&slot); error != cudaSuccess) return error;
+    cudaError_t error = Take(&slot);
+    if (error == cudaErrorMemoryAllocation) {
+      cudaGetLastError();  // clears it
+      return cudaMemcpy2DAsync(static_cast<char*>(dst) + first * dst_stride, dst_stride,
+                               static_cast<const char*>(src) + first * src_stride, src_stride,
+                               bytes, rows - first, cudaMemcpyDefault, stream);
+    }
+    if (error != cudaSuccess) return error;
     for (size_t r = 0; r < count; ++r) {
       std::memcpy(slot->memory + r * bytes,
                   static_cast<const char*>(src) + (first + r) * src_stride, bytes);
     }
     char* const to = static_cast<char*>(dst) + first * dst_stride;
-    cudaError_t error = count == 1
-                            ? cudaMemcpyAsync(to, slot->memory, bytes, cudaMemcpyDefault, stream)
-                            : cudaMemcpy2DAsync(to, dst_stride, slot->memory, bytes, bytes, count,
-                                                cudaMemcpyDefault, stream);
+    error = count == 1 ? cudaMemcpyAsync(to, slot->memory, bytes, cudaMemcpyDefault, stream)
+                       : cudaMemcpy2DAsync(to, dst_stride, slot->memory, bytes, bytes, count,
+                                           cudaMemcpyDefault, stream);
     if (error == cudaSuccess) error = cudaEventRecord(slot->copied, stream);
     if (error != cudaSuccess) return error;
   }

@@ -22,7 +22,8 @@ class UploadRing {
   // ordinary memory of the host.
   static bool Takes(const void* src, size_t bytes, size_t rows);
   // Enqueues it; `src` may be written again when this returns. Waits only where so many uploads
-  // are under way that their memory must be used again. REQUIRES: Takes.
+  // are under way that their memory must be used again, or where the host has no page-locked memory
+  // to give. REQUIRES: Takes.
   cudaError_t Copy(void* dst, size_t dst_stride, const void* src, size_t src_stride, size_t bytes,
                    size_t rows, cudaStream_t stream);
 

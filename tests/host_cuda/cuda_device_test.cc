@@ -108,6 +108,16 @@ TEST_F(CudaDeviceTest, WhatIsUploadedIsWhatLayThereAtTheCall) {
   EXPECT_TRUE(runtime_.page_locked.empty());
 }
 
+TEST_F(CudaDeviceTest, WithoutPageLockedMemoryUploadsGoFromWhereTheyLie) {
+  Open();
+  runtime_.allocation = cudaErrorMemoryAllocation;
+  const int value = 7;
+  int uploaded = 0;
+  stream_->Copy(&uploaded, &value, sizeof(value));
+  EXPECT_TRUE(stream_->Synchronize().ok());
+  EXPECT_EQ(uploaded, 7);
+}
+
 // From page-locked memory nothing is copied twice, and in a graph a copy reads what lies there at
 // each replay.
 TEST_F(CudaDeviceTest, PageLockedMemoryAndGraphsAreCopiedAsTheyAre) {

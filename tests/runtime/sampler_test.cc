@@ -15,6 +15,9 @@
 #include "tests/parallel/world.h"
 #include "tests/reference/sampling_reference.h"
 #include "tests/testing.h"
+#if defined(TRIREME_HOST_CUDA)
+#include "tests/host_cuda/device.h"
+#endif
 
 namespace trireme {
 namespace {
@@ -133,6 +136,68 @@ TEST_F(SamplerTest, LogProbabilitiesAreTheModelsOwn) {
   EXPECT_NEAR(got.top[0].second, logits[best] - std::log(sum), 1e-5);
   EXPECT_GE(got.top[2].second, got.top[3].second);
 }
+
+// More than a shard, and than a vocabulary, has tokens.
+TEST_F(SamplerTest, MoreLogProbabilitiesThanTokensAreAllTokens) {
+  SamplingParams p;
+  p.logprobs = 20;
+  for (const int64_t vocabulary : {13, 24, 64}) {
+    const std::vector<float> row = MakeLogits(vocabulary, 6, 4.0),
+                             other = MakeLogits(vocabulary, 7, 4.0);
+    const SampleRow asked{&p, {}, 0};
+    const std::vector<SampledToken> got = Sample({row, other, row}, {asked, asked, asked});
+    for (const SampledToken& token : got)
+      EXPECT_EQ(token.top.size(), static_cast<size_t>(std::min<int64_t>(vocabulary, 20)));
+    EXPECT_EQ(got[0].top, got[2].top);
+    EXPECT_NE(got[0].top, got[1].top);
+  }
+}
+
+#if defined(TRIREME_HOST_CUDA)
+// One rank has no memory for what a flat row needs in the end: all hear of it, and a later call
+// finds everything as it was.
+TEST_F(SamplerTest, ARankThatLacksMemoryFailsTheCallOnAllRanks) {
+  constexpr int64_t kVocabulary = 32768;
+  const std::unique_ptr<Device> device = NewHostCudaDevice();
+  const std::unique_ptr<Stream> stream = device->NewStream().value();
+  const Range mine = PieceOf(kVocabulary, World().size(), World().rank());
+  Communicator* tp = groups_.tp.get();
+  const Tensor logits = Tensor::Create(*device, DType::kF32, {1, mine.size()}).value();
+  SamplingParams flat;
+  flat.temperature = 1.0f;
+  flat.top_p = 0.9f;
+  const SampleRow row{&flat, {}, 0};
+  const auto sample = [&](Sampler& sampler) -> absl::StatusOr<TokenId> {
+    const std::vector<float> zeros(mine.size());
+    stream->Copy(logits.view().data, zeros.data(), zeros.size() * sizeof(float));
+    std::vector<SampledToken> sampled;
+    const absl::Status status = sampler.Sample(*stream, logits.view(), {&row, 1}, &sampled);
+    if (!status.ok()) return status;
+    return sampled[0].token;
+  };
+  for (int full = 0; full < World().size(); ++full) {
+    Sampler sampler(tp, tp, mine, kVocabulary);
+    ASSERT_TRUE(sampler.Reserve(*device, 2, 16).ok());
+    for (int again = 0; again < 2; ++again) {
+      if (World().rank() == full) {
+        HostCudaTestHooks().allocating = [](size_t) {
+          return absl::ResourceExhaustedError("the device is full");
+        };
+      }
+      const absl::Status failed = sample(sampler).status();
+      HostCudaTestHooks().allocating = nullptr;
+      EXPECT_EQ(failed.code(), absl::StatusCode::kResourceExhausted) << failed;
+      EXPECT_EQ(failed.message(), World().rank() == full
+                                      ? "the device is full"
+                                      : "sampling failed on tensor-parallel rank " +
+                                            std::to_string(full) + ": its line says why");
+    }
+    const absl::StatusOr<TokenId> token = sample(sampler);
+    ASSERT_TRUE(token.ok()) << token.status();
+    EXPECT_EQ(*token, Naive(std::vector<float>(kVocabulary), flat, {}, 0));
+  }
+}
+#endif
 
 // Rows of NaN, of infinities, and of both, in company: they get no token on any rank, and the
 // others get theirs.
