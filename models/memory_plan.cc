@@ -166,7 +166,7 @@ int64_t CudaWorkspaceBytes(const ModelConfig& config, int tp_index, int tp_size,
                       .permuted = cuda::StoredPermuted(dtype, k),
                       .gated = is_gated,
                       .codes = codes,
-                      .library = limits.cublas_lt && (codes || SizeOf(dtype) == 2)});
+                      .by_cublas = limits.cublas_lt && (codes || SizeOf(dtype) == 2)});
   };
   const DType type = quantized ? DType::kE4M3 : limits.dtype;
   const int64_t hidden = config.hidden_size, q = columns(layer.q), up = columns(layer.up);

@@ -18,13 +18,13 @@ int64_t RoundedUp(int64_t bytes) {
 
 bool Gated(const LinearWeight& w) { return w.use == LinearUse::kMatMulSwiGlu; }
 
-MatMulShape ShapeOf(const LinearWeight& w, bool library) {
+MatMulShape ShapeOf(const LinearWeight& w, bool by_cublas) {
   return {.n = w.n,
           .k = w.k,
           .permuted = static_cast<const CudaLinear&>(w).permuted,
           .gated = Gated(w),
           .codes = w.quantizes_activations,
-          .library = library};
+          .by_cublas = by_cublas};
 }
 
 static_assert(kPlanAlignment == kRoomGap);
@@ -151,10 +151,10 @@ absl::StatusOr<int64_t> ReserveMatMul(Stream& stream, int64_t rows,
                                                       stream.device(), rooms.rows, rooms.codes_k)));
     held += codes;
   }
-  if (rooms.library_row_bytes >= 0) {
+  if (rooms.cublas_row_bytes >= 0) {
     ASSIGN_OR_RETURN(const int64_t of_library,
                      HeldFor("--matmul cublaslt", library->Reserve(stream.device(), rooms.rows,
-                                                                   rooms.library_row_bytes)));
+                                                                   rooms.cublas_row_bytes)));
     held += of_library;
   }
   if (rooms.parts > 0) {

@@ -27,10 +27,10 @@ constexpr bool StoredPermuted(DType dtype, int64_t k) {
 
 struct MatMulShape {
   int64_t n = 0, k = 0;
-  bool permuted = false;  // StoredPermuted
-  bool gated = false;     // n are gate and up
-  bool codes = false;     // activations are quantised
-  bool library = false;   // cuBLASLt has a way with such a weight
+  bool permuted = false;   // StoredPermuted
+  bool gated = false;      // n are gate and up
+  bool codes = false;      // activations are quantised
+  bool by_cublas = false;  // cuBLASLt has a way with such a weight
 };
 
 // Of a row: k codes and a scale.
@@ -42,14 +42,14 @@ constexpr int64_t LibraryRowBytes(const MatMulShape& w) {
 }
 
 struct MatMulRooms {
-  int64_t rows = 0;                // that they are for at once
-  int64_t codes_k = 0;             // of the longest row of codes; 0 = none
-  int64_t library_row_bytes = -1;  // -1 = cuBLASLt computes nothing
-  int64_t parts = 0;               // bytes (PartsBytes)
+  int64_t rows = 0;               // that they are for at once
+  int64_t codes_k = 0;            // of the longest row of codes; 0 = none
+  int64_t cublas_row_bytes = -1;  // -1 = cuBLASLt computes nothing
+  int64_t parts = 0;              // bytes (PartsBytes)
   constexpr int64_t bytes() const {
     return (codes_k > 0 ? rows * CodesRowBytes(codes_k) + kRoomGap : 0) +
-           (library_row_bytes >= 0 ? kLibraryWorkspaceBytes + rows * library_row_bytes + kRoomGap
-                                   : 0) +
+           (cublas_row_bytes >= 0 ? kLibraryWorkspaceBytes + rows * cublas_row_bytes + kRoomGap
+                                  : 0) +
            parts;
   }
 };
@@ -60,8 +60,8 @@ constexpr MatMulRooms RoomsOf(int64_t rows, std::span<const MatMulShape> weights
   for (const MatMulShape& w : weights) {
     if (w.codes) rooms.codes_k = std::max(rooms.codes_k, w.k);
     if (rows <= kFewRowsLimit || !w.permuted) continue;
-    if (w.library) {
-      rooms.library_row_bytes = std::max(rooms.library_row_bytes, LibraryRowBytes(w));
+    if (w.by_cublas) {
+      rooms.cublas_row_bytes = std::max(rooms.cublas_row_bytes, LibraryRowBytes(w));
     } else {
       rooms.parts = std::max(rooms.parts, PartsBytes(w.n, w.k));
     }
