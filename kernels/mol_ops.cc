@@ -3,19 +3,13 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/check_tensor.h"
 #include "kernels/mol_op_table.h"
 #include "kernels/op_table.h"
 
 // One place for the shape and dtype rules of the MoL ops.
 namespace trireme {
 namespace {
-
-void CheckTensor(const ConstTensorView& view, const Shape& shape, DType dtype, const char* what) {
-  CHECK(view.shape == shape) << what << " is " << view.shape.ToString() << ", must be "
-                             << shape.ToString();
-  CHECK(view.dtype == dtype) << what << " is " << Name(view.dtype) << ", must be " << Name(dtype);
-  CHECK(view.contiguous()) << what << " must be contiguous";
-}
 
 void CheckMatrix(const ConstTensorView& view, const char* what) {
   CHECK_EQ(view.shape.rank, 2) << what << " must be a matrix";

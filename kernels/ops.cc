@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/check_tensor.h"
 #include "kernels/op_table.h"
 
 // One place for the shape and dtype rules of every op, and for what each must at least do and move.
@@ -12,12 +13,6 @@ void CheckMatrix(const ConstTensorView& view, const char* what) {
   CHECK_EQ(view.shape.rank, 2) << what << " must be a matrix";
   CHECK(IsFloat(view.dtype)) << what << " is " << Name(view.dtype);
   CHECK(view.dim(0) <= 1 || view.stride0 >= view.dim(1)) << what << " has overlapping rows";
-}
-
-void CheckShape(const ConstTensorView& view, const Shape& shape, DType dtype, const char* what) {
-  CHECK(view.shape == shape) << what << " is " << view.shape.ToString() << ", must be "
-                             << shape.ToString();
-  CHECK(view.dtype == dtype) << what << " is " << Name(view.dtype) << ", must be " << Name(dtype);
 }
 
 // A contiguous vector; for those that may be empty, `view` is then not there at all.

@@ -1,17 +1,11 @@
 #include "kernels/sampling.h"
 
 #include "kernels/check.h"
+#include "kernels/check_tensor.h"
 #include "kernels/op_table.h"
 
 namespace trireme {
 namespace {
-
-void CheckTensor(ConstTensorView view, const Shape& shape, DType dtype, const char* what) {
-  CHECK(view.dtype == dtype) << what << " is " << Name(view.dtype);
-  CHECK(view.shape == shape) << what << " is " << view.shape.ToString() << ", not "
-                             << shape.ToString();
-  CHECK(view.contiguous()) << what;
-}
 
 void CheckLogits(ConstTensorView logits) {
   CHECK_EQ(logits.shape.rank, 2) << "logits";

@@ -18,6 +18,7 @@
 
 #include "absl/status/status.h"
 #include "kernels/device.h"
+#include "kernels/token_candidates.h"
 #include "parallel/communicator.h"
 #include "parallel/topology.h"
 #include "runtime/request.h"
@@ -83,11 +84,7 @@ class Sampler {
   // Different tokens with a penalty, of a row on average.
   static constexpr int64_t kUsualPenalties = 128;
 
-  struct Candidate {
-    float score = 0.0f;  // after penalties, before temperature
-    float raw = 0.0f;    // the model's logit
-    int32_t id = -1;     // -1 = no such candidate (the shard has fewer tokens)
-  };
+  using Candidate = TokenCandidate;
   struct RowState;
 
  private:

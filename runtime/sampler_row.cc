@@ -15,11 +15,6 @@ using Candidate = Sampler::Candidate;
 constexpr int64_t kFirstNucleus = Sampler::kCapturedCandidates;
 constexpr double kLowest = -std::numeric_limits<double>::infinity();
 
-// Total order: higher score first, then the smaller id.
-bool Before(const Candidate& a, const Candidate& b) {
-  return a.score != b.score ? a.score > b.score : a.id < b.id;
-}
-
 }  // namespace
 
 void Sampler::RowState::Reserve(int64_t candidates, int64_t tokens) {
@@ -108,7 +103,7 @@ void Sampler::RowState::MergeDraws(std::span<const ShardView> shards) {
 void Sampler::RowState::MergeCandidates(std::span<const ShardView> shards) {
   best.clear();
   complete = true;
-  Candidate best_last{static_cast<float>(kLowest), 0.0f, std::numeric_limits<int32_t>::max()};
+  Candidate best_last = kAfterAll;
   for (const ShardView& shard : shards) {
     const Candidate* last = nullptr;
     for (const Candidate& candidate : shard.best) {
@@ -125,9 +120,8 @@ void Sampler::RowState::MergeCandidates(std::span<const ShardView> shards) {
       if (candidate.id >= 0) raw_top.push_back(candidate);
     }
   }
-  std::sort(best.begin(), best.end(), Before);
+  certain = static_cast<size_t>(SortCandidates(best, best_last));
   std::sort(raw_top.begin(), raw_top.end(), Before);
-  certain = std::upper_bound(best.begin(), best.end(), best_last, Before) - best.begin();
 }
 
 void Sampler::RowState::MergeTerms(std::span<const ShardView> shards) {
@@ -171,15 +165,8 @@ bool Sampler::RowState::ChooseFiltered() {
       CountLeft(filters(), static_cast<int64_t>(best.size()), static_cast<int64_t>(certain),
                 complete, terms.sum, [&](int64_t i) { return mass(best[i]); });
   if (left < 0) return false;
-  const auto key = [&](const Candidate& c) {
-    return static_cast<double>(c.score) * inverse_temperature() +
-           GumbelNoise(params().seed, position(), static_cast<uint32_t>(c.id));
-  };
-  chosen = *std::max_element(best.begin(), best.begin() + left,
-                             [&](const Candidate& a, const Candidate& b) {
-                               const double ka = key(a), kb = key(b);
-                               return ka != kb ? ka < kb : a.id > b.id;
-                             });
+  chosen = DrawAmong({best.data(), static_cast<size_t>(left)}, inverse_temperature(), params().seed,
+                     position());
   return true;
 }
 

@@ -8,19 +8,14 @@
 
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/sampling.h"
+#include "kernels/token_candidates.h"
 
 namespace trireme::cpu {
 namespace {
 
 constexpr double kLowest = -std::numeric_limits<double>::infinity();
 
-struct Candidate {
-  float score = 0.0f, raw = 0.0f;
-  int32_t id = -1;
-};
-bool Before(const Candidate& a, const Candidate& b) {
-  return a.score != b.score ? a.score > b.score : a.id < b.id;
-}
+using Candidate = TokenCandidate;
 
 // The row of every shard's answers.
 class Row {
@@ -47,7 +42,7 @@ class Row {
     if (Of<int32_t>(rows_.choices, 0) == static_cast<int32_t>(Choice::kDrawn)) {
       const double threshold = Threshold();
       if (!Drawn(threshold, &chosen) && MergeCandidates())
-        chosen = DrawAmong(
+        chosen = DrawOf(
             CountNear(threshold, certain_, complete_, [&](int64_t i) { return best_[i].score; }));
     } else if (MergeCandidates()) {
       chosen = Of<int32_t>(rows_.choices, 0) == static_cast<int32_t>(Choice::kGreedy) ? best_[0]
@@ -122,7 +117,7 @@ class Row {
     best_.clear();
     complete_ = true;
     // Tokens that a shard did not send come after its last candidate.
-    Candidate first_of_last{static_cast<float>(kLowest), 0.0f, std::numeric_limits<int32_t>::max()};
+    Candidate first_of_last = kAfterAll;
     for (int64_t s = 0; s < shards(); ++s) {
       const size_t had = best_.size();
       for (int64_t i = 0; i < k; ++i) {
@@ -136,8 +131,7 @@ class Row {
       complete_ = false;
       if (Before(best_.back(), first_of_last)) first_of_last = best_.back();
     }
-    std::sort(best_.begin(), best_.end(), Before);
-    certain_ = std::upper_bound(best_.begin(), best_.end(), first_of_last, Before) - best_.begin();
+    certain_ = SortCandidates(best_, first_of_last);
     if (static_cast<int64_t>(best_.size()) > kMergedCandidates) {
       best_.resize(kMergedCandidates);
       certain_ = std::min(certain_, kMergedCandidates);
@@ -160,25 +154,16 @@ class Row {
       return std::exp((static_cast<double>(best_[i].score) - largest) *
                       filters_.inverse_temperature);
     };
-    return DrawAmong(
+    return DrawOf(
         CountLeft(filters_, static_cast<int64_t>(best_.size()), certain_, complete_, sum, mass));
   }
 
-  // The `left` best.
-  Candidate DrawAmong(int64_t left) const {
-    Candidate chosen;
-    double chosen_key = kLowest;
-    for (int64_t i = 0; i < left; ++i) {
-      const double key = static_cast<double>(best_[i].score) * filters_.inverse_temperature +
-                         GumbelNoise(static_cast<uint64_t>(rows_.seeds.row<int64_t>(row_)[0]),
-                                     static_cast<uint64_t>(rows_.seeds.row<int64_t>(row_)[1]),
-                                     static_cast<uint32_t>(best_[i].id));
-      if (key > chosen_key || (key == chosen_key && best_[i].id < chosen.id)) {
-        chosen = best_[i];
-        chosen_key = key;
-      }
-    }
-    return chosen;
+  // The `left` best; -1: none.
+  Candidate DrawOf(int64_t left) const {
+    const int64_t* seed = rows_.seeds.row<int64_t>(row_);
+    return DrawAmong({best_.data(), static_cast<size_t>(std::max<int64_t>(0, left))},
+                     filters_.inverse_temperature, static_cast<uint64_t>(seed[0]),
+                     static_cast<uint64_t>(seed[1]));
   }
 
   const ShardAnswers& first_;

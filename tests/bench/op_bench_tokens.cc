@@ -118,31 +118,31 @@ void DrawTokensBench(benchmark::State& state) {
   Report(state, DrawTokensCost(rows, kVocabulary), DType::kF32);
 }
 
-// Top-k and top-p of 64 candidates from each of `shards`: what lies ready in a captured step.
-void ChooseTokensBench(benchmark::State& state, int64_t shards) {
-  constexpr int64_t kCandidates = 64, kTop = 32;
-  const int64_t rows = state.range(0);
+constexpr int64_t kCandidates = 64, kTop = 32;
+
+// Answers of shards that are all alike, each kind in its part of the shard's memory.
+struct Answers {
+  Tensor memory;
+  ShardAnswers first;
+  int64_t shard_bytes = 0;
+};
+Answers MakeAnswers(int64_t rows, int64_t shards) {
   std::vector<float> scores, zeros(rows * kTop), largest(rows, 8.0f);
-  std::vector<int32_t> columns, choices(rows, static_cast<int32_t>(Choice::kFiltered)), ranges;
-  std::vector<int32_t> counts(rows, kCandidates), logprobs(rows, -1), none(rows * kTop, -1);
-  std::vector<double> filters, sums(rows, 20.0);
-  std::vector<int64_t> of_rows;
+  std::vector<int32_t> columns, none(rows * kTop, -1);
+  const std::vector<double> sums(rows, 20.0);
   for (int64_t r = 0; r < rows; ++r) {
     for (int32_t i = 0; i < kCandidates; ++i) {
       scores.push_back(8.0f - static_cast<float>(i) / 8);
       columns.push_back((i * 37 + static_cast<int32_t>(r)) % 1000);
     }
-    filters.insert(filters.end(), {1.25, 50, 0.95, 0, -std::numeric_limits<double>::infinity()});
-    of_rows.insert(of_rows.end(), {r, 100 + r});
   }
-  for (int32_t s = 0; s < shards; ++s) ranges.insert(ranges.end(), {16000 * s, 16000});
-  // Every shard has the same answers, each kind in its part of the shard's memory.
   const int64_t list = 4 * rows * kCandidates, top = 4 * rows * kTop, each = 8 * rows;
-  const int64_t bytes = 3 * list + 2 * top + 8 * each;
-  const Tensor memory = Ok(Tensor::Create(*bench->device, DType::kU8, {shards * bytes}));
-  ShardAnswers first;
+  Answers answers;
+  answers.shard_bytes = 3 * list + 2 * top + 8 * each;
+  answers.memory = Ok(Tensor::Create(*bench->device, DType::kU8, {shards * answers.shard_bytes}));
+  ShardAnswers& first = answers.first;
   for (int64_t s = shards; s-- > 0;) {
-    char* at = memory.view().as<char>() + s * bytes;
+    char* at = answers.memory.view().as<char>() + s * answers.shard_bytes;
     const auto add = [&](DType dtype, Shape shape, const void* values, int64_t room) {
       const TensorView view(at, dtype, shape);
       bench->stream->Copy(at, values, view.bytes());
@@ -163,6 +163,40 @@ void ChooseTokensBench(benchmark::State& state, int64_t shards) {
     first.raw_scores = add(DType::kF32, {rows, kTop}, zeros.data(), top);
     first.raw_columns = add(DType::kI32, {rows, kTop}, none.data(), top);
   }
+  return answers;
+}
+
+// Of rows in which 128 tokens have a penalty.
+void RestoreLogitsBench(benchmark::State& state) {
+  constexpr int32_t kPenalties = 128;
+  const int64_t rows = state.range(0), all = rows * kPenalties;
+  std::vector<int32_t> of_places;
+  for (int32_t r = 0; r < static_cast<int32_t>(rows); ++r) {
+    for (int32_t i = 0; i < kPenalties; ++i) of_places.insert(of_places.end(), {r, 1000 * i});
+  }
+  const Tensor count = Integers({static_cast<int32_t>(all)}),
+               places = Upload(DType::kI32, {all, 2}, of_places.data()),
+               before = Ok(Tensor::Create(*bench->device, DType::kF32, {all}));
+  const Answers answers = MakeAnswers(rows, 1);
+  Measure(state, [&] {
+    RestoreLogits(*bench->stream, count.view(), places.view(), before.view(), answers.first);
+  });
+  Report(state, RestoreLogitsCost(rows, kCandidates), DType::kF32);
+}
+
+// Top-k and top-p of 64 candidates from each of `shards`: what lies ready in a captured step.
+void ChooseTokensBench(benchmark::State& state, int64_t shards) {
+  const int64_t rows = state.range(0);
+  std::vector<int32_t> choices(rows, static_cast<int32_t>(Choice::kFiltered)), ranges;
+  std::vector<int32_t> counts(rows, kCandidates), logprobs(rows, -1);
+  std::vector<double> filters;
+  std::vector<int64_t> of_rows;
+  for (int64_t r = 0; r < rows; ++r) {
+    filters.insert(filters.end(), {1.25, 50, 0.95, 0, -std::numeric_limits<double>::infinity()});
+    of_rows.insert(of_rows.end(), {r, 100 + r});
+  }
+  for (int32_t s = 0; s < shards; ++s) ranges.insert(ranges.end(), {16000 * s, 16000});
+  const Answers answers = MakeAnswers(rows, shards);
   const Tensor ranges_there = Upload(DType::kI32, {shards, 2}, ranges.data()),
                choices_there = Integers(choices), counts_there = Integers(counts),
                logprobs_there = Integers(logprobs),
@@ -173,7 +207,7 @@ void ChooseTokensBench(benchmark::State& state, int64_t shards) {
                top_tokens = Ok(Tensor::Create(*bench->device, DType::kI32, {rows, kTop})),
                top_logprobs = Ok(Tensor::Create(*bench->device, DType::kF32, {rows, kTop}));
   Measure(state, [&] {
-    ChooseTokens(*bench->stream, first, bytes,
+    ChooseTokens(*bench->stream, answers.first, answers.shard_bytes,
                  {ranges_there.view(), choices_there.view(), filters_there.view(), seeds.view(),
                   counts_there.view(), logprobs_there.view()},
                  {tokens.view(), logprob.view(), top_tokens.view(), top_logprobs.view()});
@@ -207,6 +241,10 @@ void RegisterTokenOps() {
       ->Arg(64)
       ->UseRealTime();
   benchmark::RegisterBenchmark("draw_tokens", DrawTokensBench)->Arg(1)->Arg(64)->UseRealTime();
+  benchmark::RegisterBenchmark("restore_logits", RestoreLogitsBench)
+      ->Arg(1)
+      ->Arg(64)
+      ->UseRealTime();
   for (const int64_t shards : {1, 8}) {
     const std::string name = "choose_tokens/shards" + std::to_string(shards);
     benchmark::RegisterBenchmark(name.c_str(), ChooseTokensBench, shards)
